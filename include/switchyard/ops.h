@@ -1,0 +1,166 @@
+#pragma once
+// Every step of the layer as an operation of its own, on caller-owned memory. Names and contracts
+// follow the field: sorting is a drop-in for the CK / OPUS moe_sorting contract. T = tokens, K =
+// top_k, E = experts, H = hidden_size, I = intermediate_size.
+
+#include <cstdint>
+#include <memory>
+
+#include "switchyard/layer.h"
+
+namespace switchyard {
+
+class PackedExperts;  // internal; owned by ops::Experts
+
+namespace ops {
+
+/// Where an op runs. Pointers must be reachable from there.
+struct Execution {
+  BackendKind backend = BackendKind::kCpu;
+  int device = 0;
+  Stream stream{};
+  Workspace workspace{};  ///< for ops that have a *_workspace_bytes function
+};
+
+/// Router logits to expert choice.
+struct RouteArgs {
+  TensorView router_logits{};     ///< [T, E] f32, bf16 or f16
+  TensorView logit_bias{};        ///< [E] f32/bf16/f16, or empty
+  TensorView selection_bias{};    ///< [E] f32, or empty
+  TensorView per_expert_scale{};  ///< [E] f32, or empty
+  TensorView input_ids{};         ///< [T] i32/i64, hash layers
+  TensorView tid2eid{};           ///< [vocab, K] i32/i64, hash layers
+  int64_t num_fused_shared =
+      0;  ///< appended ids E.. and weight fused_shared_weight in the last columns
+  float fused_shared_weight = 1.0f;
+  TensorView num_tokens{};  ///< [1] i32 or empty: rows beyond it get id -1 and weight 0
+  TensorView topk_ids{};  ///< out [T, K] i32, descending score, K distinct ids whatever the logits
+  TensorView topk_weights{};  ///< out [T, K] f32
+};
+void route(const RoutingSpec& spec, const RouteArgs& args, const Execution& execution = {});
+
+/// Rows that sort's outputs must hold: T*K + E*unit - K (T*K rows at most min(E, T*K) experts),
+/// whole blocks.
+int64_t sort_capacity(int64_t num_tokens, int64_t top_k, int64_t num_experts, int64_t unit_size);
+int64_t sort_workspace_bytes(int64_t num_tokens, int64_t top_k, int64_t num_experts,
+                             int64_t unit_size, BackendKind backend = BackendKind::kCpu);
+
+/// MoE sorting. A packed id is slot << 24 | token; padding is K << 24 | T. Blocks of unit_size
+/// rows, ascending experts, ascending tokens inside an expert; experts without tokens or masked out
+/// get no block.
+struct SortArgs {
+  TensorView topk_ids{};      ///< [T, K] i32, distinct in a row; < 0 and >= E are skipped
+  TensorView topk_weights{};  ///< [T, K] f32, copied bit for bit
+  int64_t num_experts = 0;
+  int64_t unit_size = 32;
+  TensorView
+      expert_mask{};  ///< [E] i32, 1 = local; ids are then compacted to local ones. Empty: all
+  TensorView
+      num_local_tokens{};   ///< [1] i32 where the op runs: only the first n rows count. Empty: T
+  TensorView sorted_ids{};  ///< out [capacity] i32, packed
+  TensorView sorted_weights{};     ///< out [capacity] f32, 0 in padding
+  TensorView sorted_expert_ids{};  ///< out [capacity / unit] i32; blocks past num_valid_ids[0] /
+                                   ///< unit hold -1
+  TensorView num_valid_ids{};      ///< out [2] or [1] i32: padded rows, tokens
+  TensorView moe_buf{};            ///< zero-filled when given; bytes a multiple of 16
+  TensorView local_topk_ids{};     ///< out [T, K] i32 or empty: local expert id, -1 when skipped
+  TensorView m_indices{};  ///< out [capacity] i32 or empty: token of a sorted row, T in padding
+  TensorView reverse_sorted{};  ///< out [T * K] i32 or empty: sorted row of a pair, -1 when skipped
+};
+void sort(const SortArgs& args, const Execution& execution = {});
+
+/// Rows of a matrix to a quantised format, optionally gathered.
+struct QuantizeArgs {
+  TensorView input{};          ///< [M, C] f32, bf16 or f16
+  TensorView row_index{};      ///< [R] i32 or empty: output row r is input row row_index[r]; out of
+                               ///< range gives zeros
+  TensorView channel_scale{};  ///< [C] f32 or empty: multiplies the input first (SmoothQuant)
+  Format format = Format::kFp8E4m3;
+  ScaleBlock scale_block{1, 128};               ///< rows 1 (per row and block) or 0 (per tensor)
+  ScaleRounding rounding = ScaleRounding::kUp;  ///< MX formats
+  bool power_of_two_scales =
+      false;                  ///< FP8 with f32 scales: round them up to powers of two (ue8m0)
+  float global_scale = 1.0f;  ///< kNvfp4: multiplies on decode
+  TensorView values{};        ///< out [R, C] f8_e4m3 / i8, or [R, ceil(C/2)] u8 for 4-bit
+  TensorView
+      scales{};  ///< out [R, ceil(C / block)] f32, e8m0 (MX) or f8_e4m3 (NVFP4); [1, 1] per tensor
+};
+void quantize(const QuantizeArgs& args, const Execution& execution = {});
+
+/// Stored matrix to f32 [N, K]; exact.
+void dequantize(const WeightMatrix& matrix, TensorView output);
+
+/// Activation of a gate/up product: [R, 2I] (or [R, I] when not gated) to [R, I].
+struct ActivateArgs {
+  ActivationSpec activation{};
+  GateUpOrder order = GateUpOrder::kConcatenated;
+  TensorView input{};   ///< [R, 2I] f32, bf16 or f16
+  TensorView bias{};    ///< [2I] or empty
+  TensorView output{};  ///< [R, I] f32, bf16 or f16
+};
+void activate(const ActivateArgs& args, const Execution& execution = {});
+
+/// Weighted sum over the K slots of a token, in slot order, in f32.
+struct CombineArgs {
+  TensorView expert_output{};  ///< [T, K, H] f32, bf16 or f16
+  TensorView
+      topk_ids{};  ///< [T, K] i32 or empty: slots with an id < 0 or >= num_experts are not read
+  int64_t num_experts = 0;    ///< with topk_ids
+  TensorView expert_mask{};   ///< [E] i32 or empty: slots of masked experts are not read
+  TensorView topk_weights{};  ///< [T, K] f32 or empty (already applied)
+  TensorView addend{};        ///< [T, H] or empty: residual or shared expert, added first
+  TensorView num_tokens{};    ///< [1] i32 or empty
+  TensorView output{};        ///< [T, H] f32, bf16 or f16
+};
+void combine(const CombineArgs& args, const Execution& execution = {});
+
+/// Stage 1 on sorted rows: output[t, k, :] = act(x_t . gate^T, x_t . up^T).
+struct GateUpArgs {
+  TensorView hidden_states{};  ///< [T, H] f32, bf16 or f16
+  TensorView sorted_ids{};     ///< of sort, with its unit size
+  TensorView sorted_expert_ids{};
+  TensorView num_valid_ids{};
+  TensorView sorted_weights{};  ///< multiplies the input when the spec says WeightPosition::kInput
+  int64_t unit_size = 32;
+  int64_t top_k = 0;
+  TensorView output{};  ///< out [T, K, I] f32, bf16 or f16; rows of skipped pairs are not written
+};
+/// Stage 2 on sorted rows: output[t, k, :] = weight * (h[t, k] . down^T + bias).
+struct DownArgs {
+  TensorView intermediate{};  ///< [T, K, I] f32, bf16 or f16
+  TensorView sorted_ids{};
+  TensorView sorted_expert_ids{};
+  TensorView num_valid_ids{};
+  TensorView sorted_weights{};  ///< or empty: no weighting here
+  int64_t unit_size = 32;
+  int64_t top_k = 0;
+  TensorView output{};  ///< out [T, K, H] f32, bf16 or f16; rows of skipped pairs are not written
+};
+/// MoE as dense GEMM: every expert that any token uses runs over all tokens, scaled by alpha.
+struct DenseArgs {
+  TensorView hidden_states{};  ///< [T, H]
+  TensorView alpha{};          ///< [T, E] f32; 0 = not routed
+  TensorView output{};         ///< out [T, H]
+};
+
+/// Packed experts of one layer, for callers that run the steps themselves.
+class Experts {
+ public:
+  static Experts create(const LayerSpec& spec, const ExpertSource& source,
+                        const LayerOptions& options = {});
+  Experts(Experts&&) noexcept;
+  Experts& operator=(Experts&&) noexcept;
+  ~Experts();
+
+  int64_t workspace_bytes(int64_t max_tokens, int64_t top_k) const;
+  void gate_up(const GateUpArgs& args, Workspace workspace, Stream stream = {}) const;
+  void down(const DownArgs& args, Workspace workspace, Stream stream = {}) const;
+  void dense(const DenseArgs& args, Workspace workspace, Stream stream = {}) const;
+
+ private:
+  explicit Experts(std::unique_ptr<PackedExperts> packed);
+  std::unique_ptr<PackedExperts> packed_;
+};
+
+}  // namespace ops
+}  // namespace switchyard

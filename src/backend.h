@@ -1,0 +1,109 @@
+#pragma once
+// What a device must provide. Coarse on purpose: one virtual call per step of a layer, none inside
+// a step. Arguments have been validated (src/layer/validate.h) before they arrive here.
+
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "switchyard/layer.h"
+#include "switchyard/ops.h"
+
+namespace switchyard {
+
+/// Routed experts end to end: quantise, sort, gate_up, down, combine.
+/// output[t] = addend[t] + sum over k of topk_weights[t, k] * expert(topk_ids[t,
+/// k])(hidden_states[t])
+struct RunExpertsArgs {
+  TensorView hidden_states{};  ///< [T, W] f32, bf16 or f16; W = spec.expert_width()
+  TensorView topk_ids{};      ///< [T, K] i32; empty: every token takes expert 0 (the shared expert)
+  TensorView topk_weights{};  ///< [T, K] f32; empty: 1
+  TensorView addend{};        ///< [T, W] f32 or empty; may be the same memory as an f32 output
+  TensorView num_tokens{};    ///< [1] i32 or empty
+  TensorView output{};        ///< [T, W] f32, bf16 or f16
+};
+
+/// Experts in the order a backend's kernels read them.
+class PackedExperts {
+ public:
+  virtual ~PackedExperts() = default;
+  virtual int64_t packed_bytes() const = 0;
+  /// For run, gate_up, down and dense over up to max_tokens tokens of top_k choices.
+  virtual int64_t workspace_bytes(int64_t max_tokens, int64_t top_k) const = 0;
+  /// Appends the steps run() would take.
+  virtual void plan(int64_t num_tokens, int64_t top_k, const MachineLimits& limits,
+                    Plan& plan) const = 0;
+  virtual void run(const RunExpertsArgs& args, Workspace workspace, Stream stream) const = 0;
+  virtual void gate_up(const ops::GateUpArgs& args, Workspace workspace, Stream stream) const = 0;
+  virtual void down(const ops::DownArgs& args, Workspace workspace, Stream stream) const = 0;
+  virtual void dense(const ops::DenseArgs& args, Workspace workspace, Stream stream) const = 0;
+};
+
+/// output = [addend +] epilogue(input . W^T + bias), accumulated in f32 (reference: double).
+enum class LinearEpilogue { kNone, kSigmoid };
+struct LinearArgs {
+  TensorView input{};   ///< [T, K]
+  TensorView addend{};  ///< [T, N] f32 or empty
+  TensorView num_tokens{};
+  LinearEpilogue epilogue = LinearEpilogue::kNone;
+  TensorView output{};  ///< [T, N] f32, bf16 or f16
+};
+class PackedLinear {
+ public:
+  virtual ~PackedLinear() = default;
+  virtual int64_t packed_bytes() const = 0;
+  virtual int64_t workspace_bytes(int64_t max_tokens) const = 0;
+  virtual void run(const LinearArgs& args, Workspace workspace, Stream stream) const = 0;
+};
+
+/// output = input / rms(input) * scale, row by row.
+struct RmsNormArgs {
+  TensorView input{};  ///< [T, C]
+  TensorView scale{};  ///< [C] f32, bf16 or f16
+  float epsilon = 0.0f;
+  TensorView num_tokens{};
+  TensorView output{};  ///< [T, C] f32
+};
+
+class Backend {
+ public:
+  virtual ~Backend() = default;
+  virtual BackendKind kind() const = 0;
+  /// Why nothing can run here, or empty.
+  virtual std::string why_unavailable(int device) const = 0;
+  /// Why this layer cannot run, or empty. Assumes the backend is available.
+  virtual std::string why_unsupported(const LayerSpec& spec) const = 0;
+  /// "x86-64 AVX-512 VNNI, 2 threads", "NVIDIA H200".
+  virtual std::string device_name(const LayerOptions& options) const = 0;
+
+  virtual void route(const RoutingSpec& spec, const ops::RouteArgs& args,
+                     const ops::Execution& where) const = 0;
+  virtual int64_t sort_workspace_bytes(int64_t num_tokens, int64_t top_k, int64_t num_experts,
+                                       int64_t unit_size) const = 0;
+  virtual void sort(const ops::SortArgs& args, const ops::Execution& where) const = 0;
+  virtual void quantize(const ops::QuantizeArgs& args, const ops::Execution& where) const = 0;
+  virtual void activate(const ops::ActivateArgs& args, const ops::Execution& where) const = 0;
+  virtual void combine(const ops::CombineArgs& args, const ops::Execution& where) const = 0;
+  virtual void rms_norm(const RmsNormArgs& args, const ops::Execution& where) const = 0;
+
+  virtual std::unique_ptr<PackedExperts> pack_experts(const LayerSpec& spec,
+                                                      const ExpertSource& source,
+                                                      const LayerOptions& options) const = 0;
+  virtual std::unique_ptr<PackedLinear> pack_linear(const WeightMatrix& matrix,
+                                                    const TensorView& bias,
+                                                    const LayerOptions& options) const = 0;
+  /// Copies small host tensors (biases, tables) to where the backend computes; the CPU copies too,
+  /// because weights are views that die with create. The result frees itself.
+  virtual std::shared_ptr<void> upload(const void* data, int64_t bytes,
+                                       const LayerOptions& options) const = 0;
+};
+
+const Backend& reference_backend();
+const Backend& cpu_backend();
+/// Null when the build has no CUDA.
+const Backend* cuda_backend();
+/// The backend of a concrete kind. Throws Error{kUnsupported} when this build lacks it.
+const Backend& backend(BackendKind kind);
+
+}  // namespace switchyard

@@ -1,0 +1,1 @@
+// Anchors the support library; helpers live beside it.
