@@ -39,8 +39,8 @@ struct RouteArgs {
 };
 void route(const RoutingSpec& spec, const RouteArgs& args, const Execution& execution = {});
 
-/// Rows that sort's outputs must hold: T*K + E*unit - K (T*K rows at most min(E, T*K) experts),
-/// whole blocks.
+/// Rows to allocate for sort's outputs: T*K + min(E, T*K) * unit - K, rounded up to whole blocks.
+/// The classic, unrounded T*K + E * unit - K is accepted too.
 int64_t sort_capacity(int64_t num_tokens, int64_t top_k, int64_t num_experts, int64_t unit_size);
 int64_t sort_workspace_bytes(int64_t num_tokens, int64_t top_k, int64_t num_experts,
                              int64_t unit_size, BackendKind backend = BackendKind::kCpu);
