@@ -18,7 +18,9 @@ struct CheckpointTensor {
   std::string name;
   std::string file;   ///< path of its shard
   std::string dtype;  ///< as the header says, e.g. "BF16", "F8_E4M3", "F4"
-  TensorView view{};  ///< rank <= 4; F4 becomes kU8 with the last extent halved
+  /// F4 becomes kU8 with the last extent halved, U16 and U64 travel as kI16 and kI64; extents beyond
+  /// rank 4 are folded into the first.
+  TensorView view{};
   int64_t bytes = 0;
 };
 
