@@ -32,9 +32,9 @@ struct LayerOptions {
   int num_threads = 0;           ///< CPU: 0 = all cores this process may use
   Executor* executor = nullptr;  ///< CPU: used instead of an own pool; must outlive the layer
   std::string
-      cpu_isa;  ///< CPU: "avx2", "avx512", "avx512_vnni"; empty = best (or SWITCHYARD_CPU_ISA)
+      cpu_isa{};  ///< CPU: "avx2", "avx512", "avx512_vnni"; empty = best (or SWITCHYARD_CPU_ISA)
   /// Called after each packed expert from the thread that called create.
-  std::function<void(int64_t done, int64_t total)> on_progress;
+  std::function<void(int64_t done, int64_t total)> on_progress{};
 };
 
 /// Arguments of one forward. T = num_tokens; views are contiguous and must not overlap the output.

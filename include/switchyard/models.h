@@ -10,9 +10,9 @@ namespace switchyard {
 
 /// One production MoE layer, as served: full model or one shard of it.
 struct ModelShape {
-  std::string name;     ///< "qwen3-30b-a3b", "deepseek-r1-tp8", ...
-  std::string title;    ///< "Qwen3-30B-A3B"
-  std::string note;     ///< shard and source
+  std::string name{};   ///< "qwen3-30b-a3b", "deepseek-r1-tp8", ...
+  std::string title{};  ///< "Qwen3-30B-A3B"
+  std::string note{};   ///< shard and source
   LayerSpec spec{};     ///< weight_format is the model's native one
   bool biases = false;  ///< gate/up and down biases (gpt-oss)
 };

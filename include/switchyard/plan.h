@@ -11,18 +11,18 @@ namespace switchyard {
 
 /// One step of a plan.
 struct PlanStep {
-  std::string step;    ///< route, sort, quantize, gate_up, down, combine, shared, ...
-  std::string kernel;  ///< name of what runs
-  std::string why;     ///< why it was chosen, with the values that decided
-  double bytes = 0;    ///< expected traffic, distinct expert bytes once
-  double flops = 0;    ///< 2 per multiply-add
+  std::string step{};    ///< route, sort, quantize, gate_up, down, combine, shared, ...
+  std::string kernel{};  ///< name of what runs
+  std::string why{};     ///< why it was chosen, with the values that decided
+  double bytes = 0;      ///< expected traffic, distinct expert bytes once
+  double flops = 0;      ///< 2 per multiply-add
   double predicted_us = 0;
 };
 
 /// What forward will do for `num_tokens` tokens on one backend.
 struct Plan {
   BackendKind backend = BackendKind::kCpu;
-  std::string device;  ///< "x86-64 AVX-512 VNNI, 2 threads"
+  std::string device{};  ///< "x86-64 AVX-512 VNNI, 2 threads"
   int64_t num_tokens = 0;
   int64_t workspace_bytes = 0;
   double expected_distinct_experts = 0;
@@ -38,7 +38,7 @@ struct Plan {
 /// What this machine can do; measured once and passed in, never guessed in forward.
 struct MachineLimits {
   BackendKind backend = BackendKind::kCpu;
-  std::string device;
+  std::string device{};
   double read_gbps = 0;    ///< streaming read over a footprint beyond the caches
   double copy_gbps = 0;    ///< bytes read + written
   double f32_gflops = 0;   ///< fp32 FMA

@@ -12,9 +12,9 @@ namespace switchyard {
 /// What an output may differ by from the exact result on the same stored weights, as fractions of
 /// the rms of the reference row. Derived in docs/numerics.md.
 struct ErrorBound {
-  double rms = 0;          ///< of the rms error over the whole output
-  double worst = 0;        ///< of the worst element
-  std::string derivation;  ///< one line: which term contributes what
+  double rms = 0;            ///< of the rms error over the whole output
+  double worst = 0;          ///< of the worst element
+  std::string derivation{};  ///< one line: which term contributes what
 };
 ErrorBound error_bound(const LayerSpec& spec, BackendKind backend, DataType output_type);
 

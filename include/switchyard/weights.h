@@ -58,9 +58,9 @@ struct ExpertSource {
   int64_t num_experts = 0;
   /// Views of expert e, valid until release(e). May be called from several threads for different
   /// experts.
-  std::function<ExpertWeights(int64_t expert)> load;
+  std::function<ExpertWeights(int64_t expert)> load{};
   /// Told when expert e has been packed; may be empty.
-  std::function<void(int64_t expert)> release;
+  std::function<void(int64_t expert)> release{};
 };
 
 /// Router and everything else that is applied once per token.

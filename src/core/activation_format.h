@@ -1,0 +1,41 @@
+#pragma once
+// What each ActivationFormat stores, and what kAuto means on each backend.
+
+#include "core/host_device.h"
+#include "switchyard/layer_spec.h"
+#include "switchyard/tensor.h"
+
+namespace switchyard {
+
+/// Element format and scale block of quantised activations; rows are tokens or (token, slot) pairs.
+struct ActivationStorage {
+  Format format = Format::kF32;
+  ScaleBlock scale_block{};
+};
+
+/// Meaningless for kAuto and kNone, which round nothing.
+constexpr ActivationStorage activation_storage(ActivationFormat format) {
+  switch (format) {
+    case ActivationFormat::kInt8Block32: return {Format::kInt8, {1, 32}};
+    case ActivationFormat::kInt8PerToken:
+    case ActivationFormat::kInt8PerSlot: return {Format::kInt8, {1, 0}};
+    case ActivationFormat::kFp8PerTensor: return {Format::kFp8E4m3, {0, 0}};
+    case ActivationFormat::kFp8PerToken: return {Format::kFp8E4m3, {1, 0}};
+    case ActivationFormat::kFp8Block128: return {Format::kFp8E4m3, {1, 128}};
+    case ActivationFormat::kMxfp8: return {Format::kMxfp8, {1, 32}};
+    case ActivationFormat::kMxfp4: return {Format::kMxfp4, {1, 32}};
+    default: return {};
+  }
+}
+
+/// The format a backend uses for this layer. On the CPU the 8-bit dot product is four times the
+/// fp32 FMA rate, so weights that are integers in disguise (4-bit, INT8) meet INT8 activations.
+constexpr ActivationFormat resolved_activation_format(const LayerSpec& spec, BackendKind backend) {
+  if (spec.activation_format != ActivationFormat::kAuto) return spec.activation_format;
+  if (backend != BackendKind::kCpu) return ActivationFormat::kNone;
+  const bool integers =
+      element_bits(spec.weight_format) == 4 || spec.weight_format == Format::kInt8;
+  return integers ? ActivationFormat::kInt8Block32 : ActivationFormat::kNone;
+}
+
+}  // namespace switchyard

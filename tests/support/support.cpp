@@ -1,1 +1,0 @@
-// Anchors the support library; helpers live beside it.
