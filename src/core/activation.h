@@ -8,16 +8,10 @@
 #include <cmath>
 
 #include "core/host_device.h"
+#include "core/portable_math.h"
 #include "switchyard/layer_spec.h"
 
 namespace switchyard {
-
-/// 1 / (1 + exp(-x)) without overflow: the exponential is of -|x|.
-template <class T>
-SWITCHYARD_HOST_DEVICE inline T sigmoid(T x) {
-  const T z = std::exp(-std::abs(x));
-  return (x < T(0) ? z : T(1)) / (T(1) + z);
-}
 
 namespace activation {
 
