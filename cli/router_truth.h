@@ -1,0 +1,57 @@
+#pragma once
+// Routing computed apart from the backend under test: logits in double, choice by the reference.
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "cli/host_tensor.h"
+#include "switchyard/layer_spec.h"
+#include "switchyard/weights.h"
+
+namespace switchyard::cli {
+
+class RouterTruth {
+ public:
+  /// Decodes the router's matrix; `router` must outlive this object.
+  RouterTruth(const LayerSpec& spec, const RouterWeights& router);
+
+  int64_t num_experts() const { return num_experts_; }
+  int64_t vocab_size() const;  ///< hash layers; otherwise 0
+
+  /// [T, E] in double, and what float arithmetic may differ from it by.
+  struct Logits {
+    std::vector<double> values;
+    std::vector<double> tolerance;
+  };
+  Logits logits(const TensorView& hidden_states_f32) const;
+
+  /// What the reference chooses for these logits; `extra` more experts than the layer's own top_k.
+  struct Choice {
+    HostTensor ids;      ///< [T, K + extra] i32
+    HostTensor weights;  ///< [T, K + extra] f32
+  };
+  Choice choose(const std::vector<double>& logits, const TensorView& input_ids,
+                int64_t extra = 0) const;
+
+  /// Why a backend's choice cannot be explained by float rounding of the logits, or empty.
+  std::string why_wrong(const TensorView& hidden_states_f32, const TensorView& input_ids,
+                        const TensorView& topk_ids, const TensorView& topk_weights) const;
+
+  /// Whether there is an expert left out that could be tied with the last one chosen.
+  bool can_tie() const;
+  /// Puts the rows of `hidden_states` [T, H] f32 on the edge where those two change places.
+  void make_near_ties(const TensorView& hidden_states_f32) const;
+
+ private:
+  std::vector<double> nudged(const Logits& logits, const TensorView& topk_ids) const;
+  const float* row(int64_t expert) const { return matrix_.as<float>() + expert * hidden_size_; }
+
+  LayerSpec spec_;
+  const RouterWeights* router_;
+  int64_t num_experts_;  ///< that the router scores
+  int64_t hidden_size_;
+  HostTensor matrix_;  ///< [E, H] f32, times input_norm_scale
+};
+
+}  // namespace switchyard::cli

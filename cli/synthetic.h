@@ -1,0 +1,56 @@
+#pragma once
+// Random weights of any shape and format, for benchmarks of models that are not on this disk.
+
+#include <cstdint>
+#include <vector>
+
+#include "cli/host_tensor.h"
+#include "switchyard/layer_spec.h"
+#include "switchyard/weights.h"
+
+namespace switchyard::cli {
+
+class Random;
+
+/// Stored bytes of one routed expert: values, scales and, when there are any, bf16 biases.
+int64_t expert_bytes(const LayerSpec& spec, bool biases);
+
+/// One layer of finite random weights, scales of a trained model's size, without a router: forward
+/// is given logits. A few experts' contents serve all experts, so that gigabytes are packed at the
+/// packer's speed; what is packed is distinct memory all the same.
+class SyntheticLayer {
+ public:
+  SyntheticLayer(const LayerSpec& spec, bool biases, uint64_t seed);
+  /// Views that live as long as this object.
+  Weights weights() const;
+  /// Experts with a content of their own.
+  size_t num_distinct_contents() const { return experts_.size(); }
+
+ private:
+  struct Matrix {
+    HostTensor values;
+    HostTensor scales;
+    WeightMatrix view{};
+  };
+  struct Expert {
+    Matrix gate;
+    Matrix up;
+    Matrix down;
+    HostTensor gate_bias;
+    HostTensor up_bias;
+    HostTensor down_bias;
+    ExpertWeights view() const;
+  };
+  static Matrix make_matrix(Format format, ScaleBlock block, int64_t rows, int64_t cols,
+                            Random& random);
+  Expert make_expert(int64_t width, int64_t intermediate_size, bool biases, Random& random) const;
+
+  LayerSpec spec_;
+  std::vector<Expert> experts_;
+  Expert shared_;
+  Matrix shared_gate_;
+  Matrix latent_down_;
+  Matrix latent_up_;
+};
+
+}  // namespace switchyard::cli
