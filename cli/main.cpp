@@ -9,6 +9,7 @@
 
 #include "cli/commands.h"
 #include "cli/machine.h"
+#include "switchyard/error.h"
 
 namespace switchyard::cli {
 namespace {
