@@ -204,8 +204,8 @@ inline float load_as_f32(const void* data, DataType type, int64_t index) {
   return f32_from_bits(kQuietNanBits);
 }
 
-/// Rounds `value` to element `index` of a floating-point array. Other types are a caller's bug and
-/// are left untouched: callers have validated.
+/// Rounds `value` to element `index` of a floating-point array; an E8M0 array takes powers of two
+/// and NaN. Other types are a caller's bug and are left untouched: callers have validated.
 inline void store_f32(void* data, DataType type, int64_t index, float value) {
   char* at = static_cast<char*>(data) + index * element_bytes(type);
   auto write = [at](auto stored) { std::memcpy(at, &stored, sizeof(stored)); };
@@ -215,6 +215,7 @@ inline void store_f32(void* data, DataType type, int64_t index, float value) {
     case DataType::kF16: return write(f32_to_f16(value));
     case DataType::kBf16: return write(f32_to_bf16(value));
     case DataType::kF8E4m3: return write(f32_to_fp8_e4m3(value));
+    case DataType::kF8E8m0: return write(static_cast<uint8_t>(f32_bits(value) >> 23));
     default: return;
   }
 }

@@ -164,7 +164,7 @@ inline void decode_row(const WeightMatrix& matrix, int64_t row, float* out) {
 inline double decode_element(const WeightMatrix& matrix, int64_t row, int64_t col) {
   WeightMatrix element = matrix;
   const int64_t group = detail::group_at(matrix, col);
-  float value;
+  float value = 0.0f;
   if (element_bits(matrix.format) == 4) {
     value = detail::nibble_values(matrix.format)[detail::nibble_at(matrix.values, row, col)] +
             detail::zero_point_offset(matrix, row, group);

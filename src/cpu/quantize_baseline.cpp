@@ -1,0 +1,7 @@
+#include "cpu/quantize-inl.h"
+
+namespace switchyard::cpu {
+
+constexpr QuantizeKernels kQuantizeBaseline = make_kernels();
+
+}  // namespace switchyard::cpu
