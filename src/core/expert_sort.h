@@ -23,6 +23,12 @@ SWITCHYARD_HOST_DEVICE constexpr int32_t packed_slot(int32_t packed) {
   return packed >> kPackedTokenBits;
 }
 
+/// Whether a pair takes part: its id is an expert, and a local one when there is a mask [E].
+SWITCHYARD_HOST_DEVICE constexpr bool takes_part(int32_t id, int64_t num_experts,
+                                                 const int32_t* expert_mask = nullptr) {
+  return id >= 0 && id < num_experts && (expert_mask == nullptr || expert_mask[id] != 0);
+}
+
 /// The most rows that blocks can cover: n = min(E, T*K) experts, each with up to unit - 1 rows of
 /// padding. An output of sort must hold at least this.
 SWITCHYARD_HOST_DEVICE constexpr int64_t max_padded_rows(int64_t num_tokens, int64_t top_k,
@@ -49,19 +55,17 @@ inline void sort_pairs(const int32_t* topk_ids, int64_t num_tokens, int64_t top_
                        int64_t num_experts, int32_t* expert_offsets, int32_t* row_to_pair,
                        int32_t* pair_to_row) {
   const int64_t num_pairs = num_tokens * top_k;
-  const auto skipped = [num_experts](int32_t id) { return id < 0 || id >= num_experts; };
-
   for (int64_t e = 0; e <= num_experts; ++e) expert_offsets[e] = 0;
   for (int64_t pair = 0; pair < num_pairs; ++pair) {
-    if (!skipped(topk_ids[pair])) ++expert_offsets[topk_ids[pair] + 1];
+    if (takes_part(topk_ids[pair], num_experts)) ++expert_offsets[topk_ids[pair] + 1];
   }
   for (int64_t e = 0; e < num_experts; ++e) expert_offsets[e + 1] += expert_offsets[e];
 
   // Each first row serves as its expert's cursor and ends as the next expert's first row.
   for (int64_t pair = 0; pair < num_pairs; ++pair) {
-    const bool skip = skipped(topk_ids[pair]);
-    const int32_t row = skip ? -1 : expert_offsets[topk_ids[pair]]++;
-    if (!skip && row_to_pair != nullptr) row_to_pair[row] = static_cast<int32_t>(pair);
+    const bool has_row = takes_part(topk_ids[pair], num_experts);
+    const int32_t row = has_row ? expert_offsets[topk_ids[pair]]++ : -1;
+    if (has_row && row_to_pair != nullptr) row_to_pair[row] = static_cast<int32_t>(pair);
     if (pair_to_row != nullptr) pair_to_row[pair] = row;
   }
   for (int64_t e = num_experts; e > 0; --e) expert_offsets[e] = expert_offsets[e - 1];

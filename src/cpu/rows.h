@@ -6,6 +6,7 @@
 #include <cstring>
 #include <utility>
 
+#include "core/math.h"
 #include "core/number_formats.h"
 #include "cpu/thread_pool.h"
 #include "switchyard/tensor.h"
@@ -40,6 +41,9 @@ inline void store_row(const TensorView& tensor, int64_t first, int64_t n, const 
   }
 }
 
+/// Columns that a step works on at a time: a few f32 buffers of it stay in the L1 cache.
+inline constexpr int64_t kTileColumns = 1024;
+
 /// The first num_tokens[0] rows count, all when it is not given.
 inline int64_t rows_to_compute(const TensorView& num_tokens, int64_t num_rows) {
   if (num_tokens.empty()) return num_rows;
@@ -55,6 +59,21 @@ void for_row_ranges(int64_t num_rows, int64_t elements_per_row, Body&& body) {
   const int64_t quarter_share = num_rows / (int64_t{4} * pool.num_threads());
   const int64_t min_rows = kMinElements / std::max<int64_t>(elements_per_row, 1);
   parallel_for(pool, num_rows, std::max(quarter_share, min_rows), std::forward<Body>(body));
+}
+
+/// body(row, column, n) over tiles of n <= kTileColumns columns of [num_rows, num_columns];
+/// elements_per_column is what a column costs.
+template <class Body>
+void for_tiles(int64_t num_rows, int64_t num_columns, int64_t elements_per_column, Body&& body) {
+  const int64_t tiles_per_row = ceil_div(num_columns, kTileColumns);
+  for_row_ranges(num_rows * tiles_per_row, kTileColumns * elements_per_column,
+                 [&](int64_t begin, int64_t end) {
+                   for (int64_t tile = begin; tile < end; ++tile) {
+                     const int64_t column = tile % tiles_per_row * kTileColumns;
+                     body(tile / tiles_per_row, column,
+                          std::min(kTileColumns, num_columns - column));
+                   }
+                 });
 }
 
 }  // namespace switchyard::cpu

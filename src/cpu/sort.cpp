@@ -58,14 +58,15 @@ class Sorter {
     const int32_t* mask = args_.expert_mask.as<const int32_t>();
     int32_t num_local = 0;
     for (int64_t e = 0; e < args_.num_experts; ++e) {
-      local_ids_[e] = mask == nullptr || mask[e] != 0 ? num_local++ : -1;
+      const bool is_local = takes_part(static_cast<int32_t>(e), args_.num_experts, mask);
+      local_ids_[e] = is_local ? num_local++ : -1;
     }
   }
 
   /// Local id of a pair's expert, -1 when the pair is skipped.
   int32_t local_expert(int64_t pair) const {
     const int32_t id = args_.topk_ids.as<const int32_t>()[pair];
-    return id >= 0 && id < args_.num_experts ? local_ids_[id] : -1;
+    return takes_part(id, args_.num_experts) ? local_ids_[id] : -1;
   }
 
   void count(int64_t chunk) {

@@ -15,13 +15,14 @@ struct Pair {
   int64_t slot;
 };
 
-/// local[e] = number of local experts before e, -1 for a masked one.
+/// local[e] = number of local experts before e.
 std::vector<int32_t> local_ids(const ops::SortArgs& args) {
-  std::vector<int32_t> local(static_cast<size_t>(args.num_experts), -1);
+  std::vector<int32_t> local(static_cast<size_t>(args.num_experts));
   int32_t num_local = 0;
   for (size_t e = 0; e < local.size(); ++e) {
-    const bool is_local = args.expert_mask.empty() || args.expert_mask.as<const int32_t>()[e] != 0;
-    if (is_local) local[e] = num_local++;
+    local[e] = num_local;
+    const auto id = static_cast<int32_t>(e);
+    if (takes_part(id, args.num_experts, args.expert_mask.as<const int32_t>())) ++num_local;
   }
   return local;
 }
@@ -58,7 +59,7 @@ void sort(const ops::SortArgs& args) {
     for (int64_t slot = 0; slot < top_k; ++slot) {
       const int64_t pair = token * top_k + slot;
       const int32_t id = args.topk_ids.as<const int32_t>()[pair];
-      if (id < 0 || id >= args.num_experts || local[static_cast<size_t>(id)] < 0) continue;
+      if (!takes_part(id, args.num_experts, args.expert_mask.as<const int32_t>())) continue;
       pairs_of[static_cast<size_t>(id)].push_back({token, slot});
       if (!args.local_topk_ids.empty()) {
         args.local_topk_ids.as<int32_t>()[pair] = local[static_cast<size_t>(id)];

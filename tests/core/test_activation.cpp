@@ -1,4 +1,4 @@
-// Activations against formulas written out again in long double, and their limits.
+// Activations against formulas as the field writes them, and their limits.
 
 #include <gtest/gtest.h>
 
@@ -8,44 +8,12 @@
 #include <vector>
 
 #include "core/activation.h"
+#include "support/activation_formula.h"
 
 namespace switchyard {
 namespace {
 
 using Real = long double;
-constexpr Real kPi = 3.14159265358979323846264338327950288L;
-
-Real logistic(Real x) { return 1 / (1 + std::exp(-x)); }
-Real clip(Real x, Real low, Real high) { return std::fmin(std::fmax(x, low), high); }
-
-/// The textbook formula, as the field writes it.
-Real expected(const ActivationSpec& s, Real g, Real u) {
-  const Real limit = s.limit;
-  switch (s.kind) {
-    case Activation::kSwiGlu: return g * logistic(g) * u;
-    case Activation::kSwiGluClamp: {
-      const Real c = std::fmin(g, limit);
-      return c * logistic(c) * clip(u, -limit, limit);
-    }
-    case Activation::kSwiGluOai: {
-      const Real c = std::fmin(g, limit);
-      return c * logistic(Real(s.alpha) * c) * (clip(u, -limit, limit) + 1);
-    }
-    case Activation::kGeGluTanh: {
-      const Real y = std::sqrt(2 / kPi) * (g + 0.044715L * g * g * g);
-      // 1 + tanh(y) = 2 / (1 + exp(-2y)), which has digits left when tanh(y) is near -1.
-      return g / (1 + std::exp(-2 * y)) * u;
-    }
-    case Activation::kGeGlu: return 0.5L * g * std::erfc(-g / std::sqrt(2.0L)) * u;
-    case Activation::kSiTu: {
-      const Real b = s.beta, lb = s.linear_beta;
-      return b * std::tanh(g / b) * logistic(g) * (lb == 0 ? u : lb * std::tanh(u / lb));
-    }
-    case Activation::kRelu2: return u > 0 ? u * u : 0;
-  }
-  return NAN;
-}
-
 /// Eight roundings, plus one unit of argument error in exp(-a), whose relative effect is a.
 template <class T>
 Real tolerance(const ActivationSpec& s, Real g, Real u, Real want) {
@@ -57,17 +25,6 @@ Real tolerance(const ActivationSpec& s, Real g, Real u, Real want) {
   // An underflowing factor costs at most its smallest normal number times the other operands.
   const Real tiny = std::numeric_limits<T>::min();
   return eps * (8 + a) * std::fabs(want) + tiny * (1 + std::fabs(g)) * (1 + std::fabs(u));
-}
-
-std::vector<ActivationSpec> all_specs() {
-  std::vector<ActivationSpec> specs;
-  for (int kind = 0; kind <= static_cast<int>(Activation::kRelu2); ++kind) {
-    specs.push_back({.kind = static_cast<Activation>(kind)});
-  }
-  specs.push_back({.kind = Activation::kSwiGluClamp, .limit = 10.0f});
-  specs.push_back({.kind = Activation::kSwiGluOai, .alpha = 1.0f, .limit = 3.5f});
-  specs.push_back({.kind = Activation::kSiTu, .beta = 1.5f, .linear_beta = 0.0f});
-  return specs;
 }
 
 template <class T>
@@ -83,10 +40,10 @@ TYPED_TEST(ActivationOf, MatchesTheFormula) {
     const double magnitude = std::pow(10.0, std::uniform_real_distribution<>(-4, 2.5)(random));
     values.push_back(static_cast<T>(i % 2 != 0 ? magnitude : -magnitude));
   }
-  for (const ActivationSpec& spec : all_specs()) {
+  for (const ActivationSpec& spec : test::all_activations()) {
     for (const T g : values) {
       for (const T u : values) {
-        const Real want = expected(spec, g, u);
+        const Real want = test::activation_formula(spec, g, u);
         const Real got = apply_activation<T>(spec, g, u);
         ASSERT_NEAR(double(got), double(want), double(tolerance<T>(spec, g, u, want)))
             << "kind " << static_cast<int>(spec.kind) << " gate " << g << " up " << u;
@@ -100,7 +57,7 @@ TYPED_TEST(ActivationOf, HugeGatesReachTheirLimits) {
   constexpr T kInf = std::numeric_limits<T>::infinity();
   constexpr T kMax = std::numeric_limits<T>::max();
   const T u = T(-2.5);
-  for (const ActivationSpec& spec : all_specs()) {
+  for (const ActivationSpec& spec : test::all_activations()) {
     if (!spec.gated()) continue;
     const bool bounded = spec.kind == Activation::kSwiGluClamp ||
                          spec.kind == Activation::kSwiGluOai || spec.kind == Activation::kSiTu;
@@ -124,7 +81,7 @@ TYPED_TEST(ActivationOf, HugeGatesReachTheirLimits) {
 TYPED_TEST(ActivationOf, NaNIsNotClampedAway) {
   using T = TypeParam;
   constexpr T kNaN = std::numeric_limits<T>::quiet_NaN();
-  for (const ActivationSpec& spec : all_specs()) {
+  for (const ActivationSpec& spec : test::all_activations()) {
     EXPECT_TRUE(std::isnan(apply_activation<T>(spec, T(1), kNaN))) << static_cast<int>(spec.kind);
     if (spec.gated()) {
       EXPECT_TRUE(std::isnan(apply_activation<T>(spec, kNaN, T(1)))) << static_cast<int>(spec.kind);

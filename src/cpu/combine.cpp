@@ -1,0 +1,38 @@
+// Weighted sum of a token's expert outputs: f32, addend first, then slots in order.
+
+#include <algorithm>
+
+#include "core/expert_sort.h"
+#include "core/portable_math.h"
+#include "cpu/rows.h"
+#include "cpu/steps.h"
+
+namespace switchyard::cpu {
+
+void combine(const ops::CombineArgs& args) {
+  const int64_t top_k = args.expert_output.extent(1);
+  const int32_t* ids = args.topk_ids.as<const int32_t>();
+  const int32_t* mask = args.expert_mask.as<const int32_t>();
+  const int64_t hidden = args.expert_output.extent(2);
+  const float* weights = args.topk_weights.as<const float>();
+  const int64_t num_tokens = rows_to_compute(args.num_tokens, args.output.extent(0));
+  for_tiles(num_tokens, hidden, top_k, [&](int64_t token, int64_t column, int64_t n) {
+    float sum[kTileColumns];
+    float slot_output[kTileColumns];
+    if (args.addend.empty()) {
+      std::fill_n(sum, n, 0.0f);
+    } else {
+      load_row(args.addend, token * hidden + column, n, sum);
+    }
+    for (int64_t slot = 0; slot < top_k; ++slot) {
+      const int64_t pair = token * top_k + slot;
+      if (ids != nullptr && !takes_part(ids[pair], args.num_experts, mask)) continue;
+      const float weight = weights == nullptr ? 1.0f : weights[pair];
+      load_row(args.expert_output, pair * hidden + column, n, slot_output);
+      for (int64_t i = 0; i < n; ++i) sum[i] = mul_add(weight, slot_output[i], sum[i]);
+    }
+    store_row(args.output, token * hidden + column, n, sum);
+  });
+}
+
+}  // namespace switchyard::cpu
