@@ -1,0 +1,556 @@
+"""The tiny models of make_fixtures.py: one entry per family of published MoE checkpoints.
+
+Sizes are small and no multiples of 64, except that packed formats ask for whole groups along K.
+"""
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Fixture:
+    name: str
+    model: str  # class in transformers
+    block: str  # MoE block of layer {}, as a module path
+    config: dict
+    covers: str  # what this one is for
+    layers: tuple[int, ...] = (0,)
+    text_config: dict = field(default_factory=dict)  # of a vision-language wrapper
+    config_class: str = ""  # default: the model's name with its task cut off
+    # Tensor-name pattern -> name in fixture_formats.FORMATS; the first supplies quantization_config.
+    formats: dict[str, str] = field(default_factory=dict)
+    keep_f32: str = ""  # more tensors that publishers store in f32
+    save: dict = field(default_factory=dict)
+    # Tensors that publishers store [E, K, N] where save_pretrained writes [E, N, K].
+    transpose: str = ""
+    transformers_can_load: bool = True  # the package can dequantise this checkpoint by itself
+
+
+def sizes(hidden=56, inner=40, layers=1, **more) -> dict:
+    """Config keys that every family shares; attention and vocabulary as small as they go."""
+    return {
+        "vocab_size": 24,
+        "hidden_size": hidden,
+        "intermediate_size": inner,
+        "num_hidden_layers": layers,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "head_dim": 8,
+        "max_position_embeddings": 64,
+        "pad_token_id": 0,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        **more,
+    }
+
+
+def latent_attention(**more) -> dict:
+    return {
+        "q_lora_rank": 8,
+        "kv_lora_rank": 8,
+        "qk_nope_head_dim": 4,
+        "qk_rope_head_dim": 4,
+        "v_head_dim": 4,
+        **more,
+    }
+
+
+TINY_VISION = {
+    "depth": 1,
+    "hidden_size": 16,
+    "intermediate_size": 16,
+    "num_heads": 2,
+    "patch_size": 2,
+    "num_position_embeddings": 4,
+}
+EXPERTS_BY_NAME = r"experts\.\d+\.\w+\.weight"
+MLP = "model.layers.{}.mlp"
+
+FIXTURES = [
+    Fixture(
+        "mixtral",
+        "MixtralForCausalLM",
+        MLP,
+        covers="R1: top-k, then softmax; w1/w2/w3",
+        config=sizes(hidden=72, num_local_experts=6, num_experts_per_tok=2),
+    ),
+    Fixture(
+        "qwen3_moe",
+        "Qwen3MoeForCausalLM",
+        MLP,
+        covers="R2 renormalised; layer 0 dense",
+        layers=(1,),
+        config=sizes(
+            layers=2,
+            mlp_only_layers=[0],
+            num_experts=8,
+            num_experts_per_tok=3,
+            moe_intermediate_size=40,
+            norm_topk_prob=True,
+        ),
+    ),
+    Fixture(
+        "qwen2_moe",
+        "Qwen2MoeForCausalLM",
+        MLP,
+        covers="R2 not renormalised; sigmoid-gated shared expert",
+        config=sizes(
+            num_experts=8,
+            num_experts_per_tok=2,
+            moe_intermediate_size=40,
+            norm_topk_prob=False,
+            shared_expert_intermediate_size=56,
+        ),
+    ),
+    Fixture(
+        "qwen3_next",
+        "Qwen3NextForCausalLM",
+        MLP,
+        covers="R2; sigmoid-gated shared expert",
+        config=sizes(
+            num_experts=8,
+            num_experts_per_tok=3,
+            moe_intermediate_size=24,
+            norm_topk_prob=True,
+            shared_expert_intermediate_size=24,
+            layer_types=["full_attention"],
+        ),
+    ),
+    Fixture(
+        "qwen3_5_moe",
+        "Qwen3_5MoeForConditionalGeneration",
+        "model.language_model.layers.{}.mlp",
+        covers="fused 3-D experts, N-major; model.language_model prefix; nested text_config",
+        text_config=sizes(
+            num_experts=6,
+            num_experts_per_tok=2,
+            moe_intermediate_size=40,
+            shared_expert_intermediate_size=56,
+            layer_types=["full_attention"],
+        ),
+        config={"vision_config": {**TINY_VISION, "out_hidden_size": 56}},
+        save={"save_original_format": False},
+    ),
+    Fixture(
+        "qwen3_vl_moe",
+        "Qwen3VLMoeForConditionalGeneration",
+        "model.language_model.layers.{}.mlp",
+        covers="fused 3-D experts, K-major, gate and up concatenated",
+        layers=(1,),
+        text_config=sizes(
+            layers=2,
+            mlp_only_layers=[0],
+            num_experts=6,
+            num_experts_per_tok=2,
+            moe_intermediate_size=40,
+            norm_topk_prob=True,
+        ),
+        config={
+            "vision_config": {**TINY_VISION, "out_hidden_size": 56, "deepstack_visual_indexes": [0]}
+        },
+        transpose=r"experts\.(gate_up|down)_proj",
+    ),
+    Fixture(
+        "deepseek_v3",
+        "DeepseekV3ForCausalLM",
+        MLP,
+        layers=(1,),
+        covers="R3: sigmoid, f32 correction bias, best 2 of 4 groups; shared experts; layer 0 dense",
+        config=sizes(
+            layers=2,
+            n_routed_experts=8,
+            num_experts_per_tok=3,
+            moe_intermediate_size=40,
+            n_shared_experts=2,
+            n_group=4,
+            topk_group=2,
+            routed_scaling_factor=2.5,
+            first_k_dense_replace=1,
+            **latent_attention(num_key_value_heads=2),
+        ),
+    ),
+    Fixture(
+        "glm4_moe",
+        "Glm4MoeForCausalLM",
+        MLP,
+        covers="R3 with one group; sharded files with an index",
+        layers=(1,),
+        config=sizes(
+            layers=2,
+            n_routed_experts=6,
+            num_experts_per_tok=2,
+            moe_intermediate_size=40,
+            n_shared_experts=1,
+            routed_scaling_factor=2.5,
+            first_k_dense_replace=1,
+        ),
+        save={"max_shard_size": "50KB"},
+    ),
+    Fixture(
+        "minimax_m2",
+        "MiniMaxM2ForCausalLM",
+        MLP,
+        covers="R4: sigmoid, bias beside the gate",
+        config=sizes(num_local_experts=7, num_experts_per_tok=3),
+    ),
+    Fixture(
+        "minimax_m3",
+        "MiniMaxM3SparseForConditionalGeneration",
+        "model.language_model.layers.{}.mlp",
+        covers="R4; SwiGLU-OAI not interleaved; f32 router; MXFP8 with U8 exponents",
+        layers=(1,),
+        text_config=sizes(
+            hidden=96,
+            inner=32,
+            layers=2,
+            num_local_experts=6,
+            num_experts_per_tok=2,
+            dense_intermediate_size=32,
+            shared_intermediate_size=64,
+            routed_scaling_factor=2.0,
+            swiglu_alpha=1.702,
+            swiglu_limit=2.5,
+            mlp_layer_types=["dense", "sparse"],
+            layer_types=["full_attention", "full_attention"],
+        ),
+        config={
+            "vision_config": {
+                "hidden_size": 16,
+                "num_hidden_layers": 1,
+                "num_attention_heads": 2,
+                "intermediate_size": 16,
+                "patch_size": 2,
+                "image_size": 4,
+            },
+            "projector_hidden_size": 16,
+        },
+        formats={EXPERTS_BY_NAME: "mxfp8", r"shared_experts\.\w+\.weight": "mxfp8"},
+        keep_f32=r"mlp\.gate\.weight",
+    ),
+    Fixture(
+        "gpt_oss",
+        "GptOssForCausalLM",
+        MLP,
+        covers="R6: router bias; biases; K-major interleaved; SwiGLU-OAI",
+        config=sizes(num_local_experts=6, num_experts_per_tok=2, layer_types=["full_attention"]),
+    ),
+    Fixture(
+        "gpt_oss_mxfp4",
+        "GptOssForCausalLM",
+        MLP,
+        covers="MXFP4 blocks and scales, N-major interleaved",
+        config=sizes(
+            hidden=96,
+            inner=160,
+            num_local_experts=4,
+            num_experts_per_tok=2,
+            layer_types=["full_attention"],
+        ),
+        formats={r"mlp\.experts\.(gate_up|down)_proj": "mxfp4_gpt_oss"},
+    ),
+    Fixture(
+        "llama4",
+        "Llama4ForConditionalGeneration",
+        "language_model.model.layers.{}.feed_forward",
+        covers="R7: weight on the input; K-major; every second layer; language_model.model prefix",
+        layers=(1,),
+        text_config=sizes(
+            layers=2,
+            num_local_experts=6,
+            num_experts_per_tok=1,
+            intermediate_size_mlp=24,
+            interleave_moe_layer_step=2,
+        ),
+        config={
+            "vision_config": {
+                "hidden_size": 16,
+                "num_hidden_layers": 1,
+                "num_attention_heads": 2,
+                "intermediate_size": 16,
+                "image_size": 8,
+                "patch_size": 4,
+                "vision_output_dim": 16,
+                "projector_input_dim": 16,
+                "projector_output_dim": 16,
+            }
+        },
+    ),
+    Fixture(
+        "granite_moe",
+        "GraniteMoeForCausalLM",
+        "model.layers.{}.block_sparse_moe",
+        covers="fused input_linear / output_linear; router.layer.weight",
+        config=sizes(num_local_experts=6, num_experts_per_tok=3),
+    ),
+    Fixture(
+        "olmoe",
+        "OlmoeForCausalLM",
+        MLP,
+        covers="R2 not renormalised",
+        config=sizes(num_experts=8, num_experts_per_tok=3, norm_topk_prob=False),
+    ),
+    Fixture(
+        "nemotron_h",
+        "NemotronHForCausalLM",
+        "model.layers.{}.mixer",
+        layers=(1,),
+        covers="non-gated ReLU^2 experts on a latent width; full-width shared expert; x2.5",
+        config={
+            **sizes(),
+            "num_hidden_layers": 2,
+            "layers_block_type": ["full_attention", "moe"],
+            "n_routed_experts": 8,
+            "num_experts_per_tok": 3,
+            "moe_intermediate_size": 40,
+            "moe_latent_size": 24,
+            "moe_shared_expert_intermediate_size": 56,
+            "routed_scaling_factor": 2.5,
+        },
+    ),
+    Fixture(
+        "hunyuan_moe",
+        "HunYuanMoEV1ForCausalLM",
+        MLP,
+        covers="gate.wg in f32; shared_mlp",
+        keep_f32=r"gate\.wg\.weight",
+        config=sizes(num_experts=6, moe_topk=2),
+    ),
+    Fixture(
+        "hy_v3",
+        "HYV3ForCausalLM",
+        MLP,
+        covers="router.gate, expert_bias, shared_mlp; scaling",
+        layers=(1,),
+        config=sizes(
+            layers=2,
+            num_experts=6,
+            num_experts_per_tok=2,
+            moe_intermediate_size=40,
+            router_scaling_factor=2.826,
+        ),
+    ),
+    Fixture(
+        "ernie4_5_moe",
+        "Ernie4_5_MoeForCausalLM",
+        MLP,
+        layers=(1,),
+        keep_f32=r"mlp\.gate\.weight",
+        covers="softmax with a selection bias in moe_statics [1, E]",
+        config=sizes(
+            layers=2,
+            moe_num_experts=6,
+            moe_k=2,
+            moe_intermediate_size=40,
+            moe_layer_start_index=1,
+            moe_num_shared_experts=2,
+        ),
+    ),
+    Fixture(
+        "lfm2_moe",
+        "Lfm2MoeForCausalLM",
+        "model.layers.{}.feed_forward",
+        layers=(1,),
+        covers="feed_forward prefix; expert_bias",
+        config=sizes(
+            layers=2,
+            num_experts=6,
+            num_experts_per_tok=2,
+            moe_intermediate_size=40,
+            num_dense_layers=1,
+            layer_types=["full_attention"] * 2,
+        ),
+    ),
+    Fixture(
+        "gemma4",
+        "Gemma4ForCausalLM",
+        "model.layers.{}",
+        config_class="Gemma4TextConfig",
+        covers="router on RMS-normed input; per-expert scale; GeGLU-tanh; fused 3-D, no mlp prefix",
+        config=sizes(
+            num_experts=6,
+            top_k_experts=2,
+            moe_intermediate_size=40,
+            enable_moe_block=True,
+            hidden_size_per_layer_input=0,
+            global_head_dim=8,
+            layer_types=["full_attention"],
+        ),
+    ),
+    Fixture(
+        "deepseek_v3_fp8",
+        "DeepseekV3ForCausalLM",
+        MLP,
+        covers="FP8, f32 scales per 128x128, cut blocks both ways",
+        config=sizes(
+            hidden=132,
+            inner=130,
+            n_routed_experts=3,
+            num_experts_per_tok=2,
+            moe_intermediate_size=130,
+            n_shared_experts=1,
+            n_group=1,
+            topk_group=1,
+            routed_scaling_factor=2.5,
+            first_k_dense_replace=0,
+            **latent_attention(num_key_value_heads=2),
+        ),
+        formats={
+            EXPERTS_BY_NAME: "fp8_block128",
+            r"(shared_experts|self_attn)\.\w+_proj(_with_mqa)?\.weight": "fp8_block128",
+        },
+        transformers_can_load=False,
+    ),
+    Fixture(
+        "glm4_moe_fp8",
+        "Glm4MoeForCausalLM",
+        MLP,
+        covers="FP8, bf16 scale per output channel",
+        config=sizes(
+            n_routed_experts=6,
+            num_experts_per_tok=2,
+            moe_intermediate_size=40,
+            n_shared_experts=1,
+            first_k_dense_replace=0,
+        ),
+        formats={EXPERTS_BY_NAME: "fp8_channel"},
+    ),
+    Fixture(
+        "mixtral_fp8",
+        "MixtralForCausalLM",
+        MLP,
+        covers="FP8, one scale per matrix, w1 and w3 differ",
+        config=sizes(num_local_experts=6, num_experts_per_tok=2),
+        formats={EXPERTS_BY_NAME: "fp8_tensor"},
+        transformers_can_load=False,
+    ),
+    Fixture(
+        "kimi_k2_int4",
+        "DeepseekV3ForCausalLM",
+        MLP,
+        covers="INT4 group 32, compressed-tensors; bf16 shared expert",
+        config=sizes(
+            hidden=96,
+            inner=96,
+            n_routed_experts=4,
+            num_experts_per_tok=2,
+            moe_intermediate_size=96,
+            n_shared_experts=1,
+            n_group=1,
+            topk_group=1,
+            routed_scaling_factor=2.827,
+            first_k_dense_replace=0,
+            **latent_attention(num_key_value_heads=2),
+        ),
+        formats={EXPERTS_BY_NAME: "int4_group32"},
+    ),
+    Fixture(
+        "mixtral_int4_zp",
+        "MixtralForCausalLM",
+        MLP,
+        covers="INT4 group 32 with packed zero points",
+        config=sizes(hidden=160, inner=96, num_local_experts=4, num_experts_per_tok=2),
+        formats={EXPERTS_BY_NAME: "int4_group32_zero_point"},
+    ),
+    Fixture(
+        "qwen3_moe_nvfp4",
+        "Qwen3MoeForCausalLM",
+        MLP,
+        covers="NVFP4, ModelOpt; gate and up differ in scale_2",
+        config=sizes(
+            hidden=80,
+            inner=48,
+            num_experts=8,
+            num_experts_per_tok=3,
+            moe_intermediate_size=48,
+            norm_topk_prob=True,
+        ),
+        formats={EXPERTS_BY_NAME: "nvfp4_modelopt"},
+        transformers_can_load=False,
+    ),
+    Fixture(
+        "glm4_moe_nvfp4",
+        "Glm4MoeForCausalLM",
+        MLP,
+        covers="NVFP4, compressed-tensors; global scale divides",
+        config=sizes(
+            hidden=80,
+            inner=48,
+            n_routed_experts=8,
+            num_experts_per_tok=2,
+            moe_intermediate_size=48,
+            n_shared_experts=1,
+            first_k_dense_replace=0,
+        ),
+        formats={EXPERTS_BY_NAME: "nvfp4_compressed_tensors"},
+    ),
+    Fixture(
+        "qwen3_moe_quark",
+        "Qwen3MoeForCausalLM",
+        MLP,
+        covers="MXFP4, Quark names",
+        config=sizes(
+            hidden=96,
+            inner=32,
+            num_experts=8,
+            num_experts_per_tok=3,
+            moe_intermediate_size=32,
+            norm_topk_prob=True,
+        ),
+        formats={EXPERTS_BY_NAME: "mxfp4_quark"},
+        transformers_can_load=False,
+    ),
+    Fixture(
+        "kimi_linear",
+        "KimiLinearForCausalLM",
+        MLP,
+        layers=(1,),
+        covers="w1/w2/w3 with the bias in the gate; MXFP4, compressed-tensors",
+        config=sizes(
+            hidden=96,
+            inner=32,
+            layers=2,
+            num_local_experts=8,
+            num_experts_per_tok=3,
+            moe_intermediate_size=32,
+            n_shared_experts=1,
+            routed_scaling_factor=2.446,
+            layer_types=["full_attention"] * 2,
+            linear_head_dim=8,
+            linear_num_heads=2,
+            mlp_layer_types=["dense", "sparse"],
+            **latent_attention(q_lora_rank=None, num_key_value_heads=2),
+        ),
+        formats={EXPERTS_BY_NAME: "mxfp4_compressed_tensors"},
+    ),
+    Fixture(
+        "deepseek_v4",
+        "DeepseekV4ForCausalLM",
+        MLP,
+        layers=(0, 1),
+        covers="R5: sqrt-softplus; hash layer 0; clamped SwiGLU; MXFP4 in I8; FP8 shared expert",
+        config={
+            **sizes(
+                hidden=96,
+                inner=32,
+                layers=2,
+                n_routed_experts=6,
+                num_experts_per_tok=2,
+                moe_intermediate_size=32,
+                q_lora_rank=8,
+                o_groups=1,
+                o_lora_rank=8,
+                index_n_heads=1,
+                index_head_dim=8,
+                hc_mult=2,
+                qk_rope_head_dim=4,
+                swiglu_limit=2.5,
+                routed_scaling_factor=1.5,
+                mlp_layer_types=["hash_moe", "moe"],
+                layer_types=["sliding_attention"] * 2,
+            )
+        },
+        formats={
+            EXPERTS_BY_NAME: "mxfp4_deepseek",
+            r"(shared_experts\.w\d|attn\.w\w+)\.weight": "fp8_block128_ue8m0",
+        },
+    ),
+]
