@@ -165,6 +165,7 @@ struct LayerSpec {
 /// Largest sizes the library accepts (the sort contract packs slots in 7 and tokens in 24 bits).
 inline constexpr int64_t kMaxExperts = 4096;
 inline constexpr int64_t kMaxTopK = 127;
+inline constexpr int64_t kMaxWidth = int64_t{1} << 20;  ///< of hidden, intermediate and latent
 inline constexpr int64_t kMaxTokens = (int64_t{1} << 24) - 1;
 
 }  // namespace switchyard

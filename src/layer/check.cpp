@@ -24,6 +24,16 @@ std::string join(Types types) {
   return text;
 }
 
+/// Of contiguous views.
+bool overlap(const TensorView& a, const TensorView& b) {
+  if (a.empty() || b.empty()) return false;
+  const auto begin = [](const TensorView& v) { return reinterpret_cast<uintptr_t>(v.data); };
+  const auto bytes = [](const TensorView& v) {
+    return static_cast<uintptr_t>(v.num_elements() * element_bytes(v.type));
+  };
+  return begin(a) < begin(b) + bytes(b) && begin(b) < begin(a) + bytes(a);
+}
+
 }  // namespace
 
 std::string describe_shape(const TensorView& tensor) {
@@ -72,15 +82,16 @@ void check_optional(const char* name, const TensorView& tensor, Types types, Ext
   if (!tensor.empty()) check_tensor(name, tensor, types, extents);
 }
 
-void check_disjoint(const char* output_name, const TensorView& output, const char* other_name,
-                    const TensorView& other) {
-  if (output.empty() || other.empty()) return;
-  const auto* a = output.as<const char>();
-  const auto* b = other.as<const char>();
-  const bool apart = a + output.num_elements() * element_bytes(output.type) <= b ||
-                     b + other.num_elements() * element_bytes(other.type) <= a;
-  require(apart, "{} is at {}; it must not overlap {}", output_name, fmt::ptr(output.data),
-          other_name);
+void check_disjoint(std::span<const NamedView> outputs, std::span<const NamedView> inputs) {
+  const auto apart = [](const NamedView& output, const NamedView& other) {
+    if (!overlap(output.view, other.view)) return;
+    reject("{} is at {}; it must not overlap {}", output.name, fmt::ptr(output.view.data),
+           other.name);
+  };
+  for (size_t i = 0; i < outputs.size(); ++i) {
+    for (const NamedView& input : inputs) apart(outputs[i], input);
+    for (size_t j = 0; j < i; ++j) apart(outputs[i], outputs[j]);
+  }
 }
 
 }  // namespace switchyard

@@ -6,6 +6,9 @@
 
 #include <cstdint>
 #include <initializer_list>
+#include <span>
+#include <string>
+#include <utility>
 
 #include "switchyard/error.h"
 #include "switchyard/tensor.h"
@@ -40,8 +43,11 @@ void check_type(const char* name, const TensorView& tensor, Types types);
 void check_tensor(const char* name, const TensorView& tensor, Types types, Extents extents);
 /// The same when the view is not empty.
 void check_optional(const char* name, const TensorView& tensor, Types types, Extents extents);
-/// No byte of `output` belongs to `other`.
-void check_disjoint(const char* output_name, const TensorView& output, const char* other_name,
-                    const TensorView& other);
+struct NamedView {
+  const char* name;
+  TensorView view;
+};
+/// No byte of an output belongs to an input or to another output. Empty views belong to nobody.
+void check_disjoint(std::span<const NamedView> outputs, std::span<const NamedView> inputs);
 
 }  // namespace switchyard
