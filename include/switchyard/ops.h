@@ -10,8 +10,6 @@
 
 namespace switchyard {
 
-class PackedExperts;  // internal; owned by ops::Experts
-
 namespace ops {
 
 /// Where an op runs. Pointers must be reachable from there.
@@ -158,8 +156,9 @@ class Experts {
   void dense(const DenseArgs& args, Workspace workspace, Stream stream = {}) const;
 
  private:
-  explicit Experts(std::unique_ptr<PackedExperts> packed);
-  std::unique_ptr<PackedExperts> packed_;
+  struct Impl;
+  explicit Experts(std::unique_ptr<Impl> impl);
+  std::unique_ptr<Impl> impl_;
 };
 
 }  // namespace ops

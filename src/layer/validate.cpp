@@ -127,6 +127,16 @@ void validate_source(const LayerSpec& spec, const ExpertSource& source) {
   require(static_cast<bool>(source.load), "experts.load is empty; it must give expert e");
 }
 
+ExpertSource checked_source(const LayerSpec& spec, const ExpertSource& source) {
+  ExpertSource checked = source;
+  checked.load = [spec, load = source.load](int64_t e) {
+    ExpertWeights expert = load(e);
+    validate_expert(spec, expert, fmt::format("experts[{}]", e).c_str());
+    return expert;
+  };
+  return checked;
+}
+
 void validate_expert(const LayerSpec& spec, const ExpertWeights& expert, const char* name) {
   const int64_t width = spec.expert_width();
   const int64_t inner = spec.intermediate_size;
@@ -178,6 +188,27 @@ void validate_weights(const LayerSpec& spec, const Weights& weights) {
     check_absent("latent_up", weights.latent_up.empty(), "latent_size is 0");
     check_absent("latent_norm", weights.latent_norm.empty(), "latent_size is 0");
   }
+}
+
+void validate_stacked(const StackedExperts& s) {
+  check_format("format", s.format, s.scale_block);
+  check_shape("gate_up", s.gate_up, {kAnyExtent, kAnyExtent, kAnyExtent});
+  const int64_t num_experts = s.gate_up.extent(0);
+  const int64_t gate_up_rows = s.gate_up.extent(1);
+  require(!s.gated || gate_up_rows % 2 == 0,
+          "gate_up is {}; a gated activation needs an even number of rows",
+          describe_shape(s.gate_up));
+  check_shape("down", s.down, {num_experts, kAnyExtent, kAnyExtent});
+  for (const NamedView& stored : {NamedView{"gate_up", s.gate_up}, NamedView{"down", s.down}})
+    require(!stored.view.empty(), "{} is null; it must point to {} elements", stored.name,
+            stored.view.num_elements());
+  const auto check_rest = [&](const char* name, const TensorView& view, Extents extents) {
+    if (!view.empty()) check_shape(name, view, extents);
+  };
+  check_rest("gate_up_scales", s.gate_up_scales, {num_experts, kAnyExtent, kAnyExtent});
+  check_rest("down_scales", s.down_scales, {num_experts, kAnyExtent, kAnyExtent});
+  check_rest("gate_up_bias", s.gate_up_bias, {num_experts, gate_up_rows});
+  check_rest("down_bias", s.down_bias, {num_experts, s.down.extent(1)});
 }
 
 void validate_max_tokens(int64_t max_tokens) {

@@ -15,6 +15,8 @@ void validate_weights(const LayerSpec& spec, const Weights& weights);
 /// One expert as its source hands it over; reads the scales, because one NaN spoils every token.
 void validate_expert(const LayerSpec& spec, const ExpertWeights& expert, const char* name);
 void validate_source(const LayerSpec& spec, const ExpertSource& source);
+/// `source` with validate_expert on every expert it loads.
+ExpertSource checked_source(const LayerSpec& spec, const ExpertSource& source);
 void validate_options(const LayerOptions& options);
 void validate_stacked(const StackedExperts& stacked);
 

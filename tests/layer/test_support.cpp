@@ -3,9 +3,11 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <vector>
 
+#include "core/matrix_slice.h"
 #include "core/weight_matrix.h"
 #include "support/buffer.h"
 #include "support/compare.h"
@@ -73,7 +75,7 @@ TEST(RandomMatrix, RowsOfAFusedTensorKeepTheirScales) {
   Random random(3);
   const auto fused = test::random_matrix(random, 300, 200, test::usual_matrix(Format::kFp8E4m3));
   const std::vector<float> all = decode(fused.matrix);
-  const std::vector<float> odd = decode(test::matrix_rows(fused.matrix, 1, 2, 150));
+  const std::vector<float> odd = decode(matrix_rows(fused.matrix, 1, 2, 150));
   for (size_t r = 0; r < 150; ++r)
     for (size_t c = 0; c < 200; ++c) ASSERT_EQ(odd[r * 200 + c], all[(2 * r + 1) * 200 + c]);
 }

@@ -5,6 +5,7 @@
 #include <numeric>
 #include <utility>
 
+#include "core/matrix_slice.h"
 #include "core/number_formats.h"
 #include "core/scale_layout.h"
 #include "switchyard/models.h"
@@ -225,22 +226,6 @@ OwnedMatrix random_matrix(Random& random, int64_t rows, int64_t cols,
   return MatrixBuilder(random, rows, cols, options).build(random);
 }
 
-WeightMatrix matrix_rows(const WeightMatrix& matrix, int64_t begin, int64_t step, int64_t rows) {
-  WeightMatrix part = matrix;
-  const auto cut = [=](TensorView& view) {
-    if (view.empty()) return;
-    view.data = view.as<char>() + begin * view.stride(0) * element_bytes(view.type);
-    view.shape[0] = rows;
-    view.strides[0] *= step;
-  };
-  part.rows = rows;
-  cut(part.values);
-  cut(part.zero_points);
-  part.scale_row_begin += begin * matrix.scale_row_step;
-  part.scale_row_step *= step;
-  return part;
-}
-
 WeightMatrix RandomWeights::keep(OwnedMatrix owned) {
   for (Buffer& buffer : owned.storage) keep(std::move(buffer));
   return owned.matrix;
@@ -265,6 +250,7 @@ ExpertWeights RandomWeights::make_expert(Random& random, const LayerSpec& spec, 
   } else {
     if (gated) expert.gate = keep(random_matrix(random, intermediate, width, matrix));
     expert.up = keep(random_matrix(random, intermediate, width, matrix));
+    if (gated) expert.gate.smooth_scales = expert.up.smooth_scales;  // one input meets both
   }
   expert.down = keep(random_matrix(random, width, intermediate, matrix));
   if (options.biases) {
@@ -286,6 +272,12 @@ RandomWeights::RandomWeights(const LayerSpec& spec, const WeightsOptions& option
     experts_.push_back(
         make_expert(random, spec, spec.expert_width(), spec.intermediate_size, routed, options));
 
+  const auto vector = [&](bool wanted, double mean, double deviation, int64_t size) {
+    if (!wanted) return TensorView{};
+    Buffer values = Buffer::normal(random, DataType::kF32, {size}, deviation);
+    for (int64_t i = 0; i < size; ++i) values.set(i, mean + values.at(i));
+    return keep(std::move(values));
+  };
   const MatrixOptions projection = plain_matrix(options.projection_format);
   const int64_t hidden = spec.hidden_size;
   if (spec.shared.intermediate_size > 0) {
@@ -298,19 +290,13 @@ RandomWeights::RandomWeights(const LayerSpec& spec, const WeightsOptions& option
     weights_.latent_down = keep(random_matrix(random, spec.latent_size, hidden, projection));
     weights_.latent_up = keep(random_matrix(random, hidden, spec.latent_size, projection));
     if (spec.latent_norm_epsilon > 0)
-      weights_.latent_norm = keep(Buffer::normal(random, DataType::kBf16, {spec.latent_size}));
+      weights_.latent_norm = vector(true, 1.0, 0.2, spec.latent_size);
   }
 
   RouterWeights& router = weights_.router;
   const int64_t routed_experts = spec.num_routed();
   if (options.router)
     router.projection = keep(random_matrix(random, routed_experts, hidden, projection));
-  const auto vector = [&](bool wanted, double mean, double deviation, int64_t size) {
-    if (!wanted) return TensorView{};
-    Buffer values = Buffer::normal(random, DataType::kF32, {size}, deviation);
-    for (int64_t i = 0; i < size; ++i) values.set(i, mean + values.at(i));
-    return keep(std::move(values));
-  };
   router.logit_bias = vector(options.logit_bias, 0.0, 0.5, routed_experts);
   router.selection_bias = vector(options.selection_bias, 0.0, 0.3, routed_experts);
   router.per_expert_scale = vector(options.per_expert_scale, 1.0, 0.2, routed_experts);

@@ -36,9 +36,6 @@ struct OwnedMatrix {
 };
 OwnedMatrix random_matrix(Random& random, int64_t rows, int64_t cols, const MatrixOptions& options);
 
-/// Rows of a larger matrix, `begin + i * step` for i < rows, sharing its memory.
-WeightMatrix matrix_rows(const WeightMatrix& matrix, int64_t begin, int64_t step, int64_t rows);
-
 /// How gate and up are stored.
 enum class GateUpStorage { kSeparate, kConcatenated, kInterleaved };
 
