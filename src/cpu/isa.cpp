@@ -1,0 +1,75 @@
+#include "cpu/isa.h"
+
+#include <fmt/format.h>
+
+#include <array>
+#include <cstdlib>
+
+#include "switchyard/error.h"
+
+namespace switchyard::cpu {
+namespace {
+
+struct Level {
+  const char* name;
+  const char* label;
+  bool available;
+  const Kernels& (*kernels)();
+};
+
+/// Ascending. The builtin asks CPUID and, for the register state, XGETBV.
+const std::array<Level, 3>& levels() {
+  static const std::array<Level, 3> all = [] {
+    __builtin_cpu_init();
+    const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+                      __builtin_cpu_supports("bmi2") && __builtin_cpu_supports("f16c");
+    const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") &&
+                        __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
+                        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512cd");
+    const bool vnni = avx512 && __builtin_cpu_supports("avx512vnni");
+    return std::array<Level, 3>{Level{"avx2", "AVX2", avx2, &kernels_avx2},
+                                Level{"avx512", "AVX-512", avx512, &kernels_avx512},
+                                Level{"avx512_vnni", "AVX-512 VNNI", vnni, &kernels_avx512_vnni}};
+  }();
+  return all;
+}
+
+}  // namespace
+
+std::string why_no_kernels() {
+  if (levels()[0].available) return {};
+  return "this CPU lacks AVX2, FMA, F16C or BMI2; the cpu backend needs them";
+}
+
+const Kernels& select_kernels(const std::string& name) {
+  std::string wish = name;
+  if (const char* from_environment = std::getenv("SWITCHYARD_CPU_ISA");
+      wish.empty() && from_environment != nullptr) {
+    wish = from_environment;
+  }
+  if (const std::string why = why_no_kernels(); !why.empty()) {
+    throw Error(ErrorCode::kUnsupported, "backend is cpu; " + why);
+  }
+  const Level* best = nullptr;
+  for (const Level& level : levels()) {
+    if (wish == level.name && !level.available) {
+      throw Error(ErrorCode::kUnsupported,
+                  fmt::format("cpu_isa is {}; this CPU does not have it", wish));
+    }
+    if (level.available && (wish.empty() || wish == level.name)) best = &level;
+  }
+  if (best == nullptr) {
+    throw Error(ErrorCode::kInvalidArgument,
+                fmt::format("cpu_isa is \"{}\"; expected avx2, avx512 or avx512_vnni", wish));
+  }
+  return best->kernels();
+}
+
+std::string isa_label(const Kernels& kernels) {
+  for (const Level& level : levels()) {
+    if (&level.kernels() == &kernels) return level.label;
+  }
+  return kernels.name;
+}
+
+}  // namespace switchyard::cpu

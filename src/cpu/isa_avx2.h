@@ -1,0 +1,173 @@
+#pragma once
+// AVX2 + FMA + F16C as the operations the kernel templates use. Internal linkage throughout, so
+// that no instruction of this level leaks into code for another.
+
+#include <immintrin.h>
+
+#include <cstddef>
+#include <cstdint>
+
+#define SWITCHYARD_INLINE static inline __attribute__((always_inline))
+
+namespace switchyard::cpu {
+namespace {
+
+struct Avx2 {
+  using F = __m256;
+  using I = __m256i;
+  static constexpr const char* kName = "avx2";
+  static constexpr int kLanes = 8;
+  static constexpr int kTileVectors = 2;  // of a register tile; the rest of the panel follows
+  static constexpr int kTileRowsInt = 2;
+  static constexpr int kTileRowsFloat = 6;
+
+  SWITCHYARD_INLINE F zero() { return _mm256_setzero_ps(); }
+  SWITCHYARD_INLINE F set(float x) { return _mm256_set1_ps(x); }
+  SWITCHYARD_INLINE F load(const float* p) { return _mm256_loadu_ps(p); }
+  SWITCHYARD_INLINE void store(float* p, F x) { _mm256_storeu_ps(p, x); }
+  SWITCHYARD_INLINE F add(F a, F b) { return _mm256_add_ps(a, b); }
+  SWITCHYARD_INLINE F sub(F a, F b) { return _mm256_sub_ps(a, b); }
+  SWITCHYARD_INLINE F mul(F a, F b) { return _mm256_mul_ps(a, b); }
+  SWITCHYARD_INLINE F div(F a, F b) { return _mm256_div_ps(a, b); }
+  SWITCHYARD_INLINE F fma(F a, F b, F c) { return _mm256_fmadd_ps(a, b, c); }
+  /// The second operand wins when one is NaN.
+  SWITCHYARD_INLINE F min(F a, F b) { return _mm256_min_ps(a, b); }
+  SWITCHYARD_INLINE F max(F a, F b) { return _mm256_max_ps(a, b); }
+  /// a < b ? x : y; false for NaN.
+  SWITCHYARD_INLINE F select_less(F a, F b, F x, F y) {
+    return _mm256_blendv_ps(y, x, _mm256_cmp_ps(a, b, _CMP_LT_OQ));
+  }
+
+  SWITCHYARD_INLINE I load_int(const void* p) {
+    return _mm256_loadu_si256(static_cast<const __m256i*>(p));
+  }
+  SWITCHYARD_INLINE void store_int(void* p, I x) {
+    _mm256_storeu_si256(static_cast<__m256i*>(p), x);
+  }
+  SWITCHYARD_INLINE I set_int(int32_t x) { return _mm256_set1_epi32(x); }
+  SWITCHYARD_INLINE I add_int(I a, I b) { return _mm256_add_epi32(a, b); }
+  SWITCHYARD_INLINE I sub_int(I a, I b) { return _mm256_sub_epi32(a, b); }
+  SWITCHYARD_INLINE I max_int(I a, I b) { return _mm256_max_epi32(a, b); }
+  SWITCHYARD_INLINE I bit_and(I a, I b) { return _mm256_and_si256(a, b); }
+  SWITCHYARD_INLINE I bit_or(I a, I b) { return _mm256_or_si256(a, b); }
+  template <int kBits>
+  SWITCHYARD_INLINE I shift_left(I a) {
+    return _mm256_slli_epi32(a, kBits);
+  }
+  template <int kBits>
+  SWITCHYARD_INLINE I shift_right(I a) {
+    return _mm256_srli_epi32(a, kBits);
+  }
+  SWITCHYARD_INLINE I multiply_words(I a, I b) { return _mm256_madd_epi16(a, b); }
+  SWITCHYARD_INLINE F as_float(I a) { return _mm256_castsi256_ps(a); }
+  SWITCHYARD_INLINE I as_int(F a) { return _mm256_castps_si256(a); }
+  SWITCHYARD_INLINE F to_float(I a) { return _mm256_cvtepi32_ps(a); }
+  SWITCHYARD_INLINE I to_int(F a) { return _mm256_cvtps_epi32(a); }
+
+  /// kLanes bytes, words or halves at p, widened.
+  SWITCHYARD_INLINE I load_bytes(const void* p) {
+    return _mm256_cvtepu8_epi32(_mm_loadl_epi64(static_cast<const __m128i*>(p)));
+  }
+  SWITCHYARD_INLINE I load_words(const void* p) {
+    return _mm256_cvtepu16_epi32(_mm_loadu_si128(static_cast<const __m128i*>(p)));
+  }
+  SWITCHYARD_INLINE F load_halves(const void* p) {
+    return _mm256_cvtph_ps(_mm_loadu_si128(static_cast<const __m128i*>(p)));
+  }
+  /// kLanes words from the low bytes, or high bytes, of kLanes words at p, each as the upper byte
+  /// of an e5m2 or (kE4m3) the bits of an e4m3 moved to where f16 has them: the value times 2^-8,
+  /// exactly.
+  template <bool kHigh, bool kE4m3>
+  SWITCHYARD_INLINE F load_fp8(const void* p) {
+    __m128i w = _mm_loadu_si128(static_cast<const __m128i*>(p));
+    if (!kHigh) w = _mm_slli_epi16(w, 8);
+    if (kE4m3) {
+      w = _mm_and_si128(_mm_srai_epi16(w, 1), _mm_set1_epi16(static_cast<int16_t>(0xbf80)));
+    } else if (kHigh) {
+      w = _mm_and_si128(w, _mm_set1_epi16(static_cast<int16_t>(0xff00)));
+    }
+    return _mm256_cvtph_ps(w);
+  }
+  /// Low bytes / words of each dword, in order.
+  SWITCHYARD_INLINE void store_bytes(void* p, I a) {
+    const __m128i words =
+        _mm_packs_epi32(_mm256_castsi256_si128(a), _mm256_extracti128_si256(a, 1));
+    _mm_storel_epi64(static_cast<__m128i*>(p), _mm_packs_epi16(words, words));
+  }
+  SWITCHYARD_INLINE void store_words(void* p, I a) {
+    _mm_storeu_si128(static_cast<__m128i*>(p),
+                     _mm_packus_epi32(_mm256_castsi256_si128(a), _mm256_extracti128_si256(a, 1)));
+  }
+  SWITCHYARD_INLINE void store_halves(void* p, F a) {
+    _mm_storeu_si128(static_cast<__m128i*>(p), _mm256_cvtps_ph(a, _MM_FROUND_TO_NEAREST_INT));
+  }
+  SWITCHYARD_INLINE int32_t reduce_max(I a) {
+    __m128i m = _mm_max_epi32(_mm256_castsi256_si128(a), _mm256_extracti128_si256(a, 1));
+    m = _mm_max_epi32(m, _mm_shuffle_epi32(m, 0x4e));
+    m = _mm_max_epi32(m, _mm_shuffle_epi32(m, 0xb1));
+    return _mm_cvtsi128_si32(m);
+  }
+  SWITCHYARD_INLINE int32_t reduce_add(I a) {
+    __m128i m = _mm_add_epi32(_mm256_castsi256_si128(a), _mm256_extracti128_si256(a, 1));
+    m = _mm_add_epi32(m, _mm_shuffle_epi32(m, 0x4e));
+    m = _mm_add_epi32(m, _mm_shuffle_epi32(m, 0xb1));
+    return _mm_cvtsi128_si32(m);
+  }
+
+  /// Byte look-up in a table of 16, repeated per 128 bits. Indices are 0..15.
+  SWITCHYARD_INLINE I table_bytes(const uint8_t* table) {
+    return _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(table)));
+  }
+  SWITCHYARD_INLINE I look_up_bytes(I table, I index) { return _mm256_shuffle_epi8(table, index); }
+  /// E2M1 of the nibble at bit kShift of each dword.
+  template <int kShift>
+  SWITCHYARD_INLINE F fp4_value(I codes) {
+    const I nibble = kShift == 0 ? codes : _mm256_srli_epi32(codes, kShift);
+    const F magnitudes = _mm256_setr_ps(0.0f, 0.5f, 1.0f, 1.5f, 2.0f, 3.0f, 4.0f, 6.0f);
+    const I sign = _mm256_slli_epi32(_mm256_and_si256(nibble, _mm256_set1_epi32(8)), 28);
+    return _mm256_or_ps(_mm256_permutevar8x32_ps(magnitudes, nibble), _mm256_castsi256_ps(sign));
+  }
+
+  /// Sums of four products u8 x s8 per dword. Narrow: |weight| <= 24, so that four VPMADDUBSW sums
+  /// (24384 at most) fit 16 bits before they are folded. Wide: any byte; VPMADDUBSW would saturate,
+  /// so even and odd bytes are multiplied as words.
+  template <bool kWide>
+  struct Dot {
+    struct Acc {
+      I sum, words;
+    };
+    struct Operand {
+      I even, odd;
+    };
+    SWITCHYARD_INLINE Operand weight(I bytes) {
+      if (!kWide) return {bytes, bytes};
+      return {_mm256_and_si256(bytes, _mm256_set1_epi16(0xff)), _mm256_srli_epi16(bytes, 8)};
+    }
+    SWITCHYARD_INLINE Operand activation(const int8_t* four) {
+      int32_t dword;
+      __builtin_memcpy(&dword, four, 4);
+      const I bytes = _mm256_set1_epi32(dword);
+      if (!kWide) return {bytes, bytes};
+      return {_mm256_srai_epi16(_mm256_slli_epi16(bytes, 8), 8), _mm256_srai_epi16(bytes, 8)};
+    }
+    SWITCHYARD_INLINE Acc start(I init) { return {init, _mm256_setzero_si256()}; }
+    SWITCHYARD_INLINE void step(Acc& acc, const Operand& w, const Operand& a) {
+      if (kWide) {
+        acc.sum = _mm256_add_epi32(acc.sum, _mm256_madd_epi16(w.even, a.even));
+        acc.sum = _mm256_add_epi32(acc.sum, _mm256_madd_epi16(w.odd, a.odd));
+      } else {
+        acc.words = _mm256_add_epi16(acc.words, _mm256_maddubs_epi16(w.even, a.even));
+      }
+    }
+    /// After at most four steps.
+    SWITCHYARD_INLINE void fold(Acc& acc) {
+      if (kWide) return;
+      acc.sum = _mm256_add_epi32(acc.sum, _mm256_madd_epi16(acc.words, _mm256_set1_epi16(1)));
+      acc.words = _mm256_setzero_si256();
+    }
+    SWITCHYARD_INLINE I result(const Acc& acc) { return acc.sum; }
+  };
+};
+
+}  // namespace
+}  // namespace switchyard::cpu

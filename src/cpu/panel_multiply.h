@@ -1,0 +1,493 @@
+#pragma once
+// One panel of 32 outputs times any number of rows. Every output element is one chain of fused
+// multiply-adds in ascending column order (integer path: one per 32 columns, of an exact int32
+// sum), so its bits depend neither on the tile it was computed in nor on the instruction set.
+// Included only by kernels_*.cpp; internal linkage.
+
+#include "cpu/panel_values.h"
+
+namespace switchyard::cpu {
+namespace {
+
+/// Far enough ahead to cover the memory latency, near enough to stay in L1.
+constexpr int64_t kPrefetchBytes = 4096;
+
+/// What a tile works on: some blocks of one panel, expanded or as stored.
+struct Slab {
+  const uint8_t* values = nullptr;  // of the slab's first block
+  const float* scales = nullptr;    // [num_blocks or twice that][32]
+  const int32_t* zeros = nullptr;   // [num_blocks][32]
+  int first_block = 0;
+  int num_blocks = 0;
+  bool half_scales = false;
+  // Prefetch: block b touches `line_bytes` from (b < switch_at ? ahead : beyond) + b * stride.
+  const uint8_t* ahead = nullptr;
+  const uint8_t* beyond = nullptr;
+  int switch_at = 0;
+  int64_t stride = 0;
+};
+
+template <int kLines>
+SWITCHYARD_INLINE void prefetch(const Slab& slab, int block) {
+  if (slab.ahead == nullptr) return;
+  const uint8_t* p = (block < slab.switch_at ? slab.ahead : slab.beyond) + block * slab.stride;
+#pragma GCC unroll 64
+  for (int i = 0; i < kLines; ++i) {
+    _mm_prefetch(reinterpret_cast<const char*>(p + i * kLineBytes), _MM_HINT_T0);
+  }
+}
+
+constexpr int prefetch_lines(PanelValues values) {
+  switch (values) {
+    case PanelValues::kFp4:
+    case PanelValues::kInt4: return 9;
+    case PanelValues::kBf16:
+    case PanelValues::kF16: return 32;
+    case PanelValues::kF32: return 64;
+    default: return 17;
+  }
+}
+
+// ---- Integer path ----
+
+/// fp4 codes doubled and moved to 0..24, so that they are unsigned; the row's correction takes 12
+/// per unit of activation off again, and the scale is halved.
+alignas(16) constexpr uint8_t kFp4Unsigned[16] = {12, 13, 14, 15, 16, 18, 20, 24,
+                                                  12, 11, 10, 9,  8,  6,  4,  0};
+
+/// Weight vectors of one block for the integer path. kWide: bytes above 24.
+template <class Isa, PanelValues kValues, bool kWideBytes>
+struct IntBlock {
+  static constexpr bool kNibbles = kValues != PanelValues::kInt8;
+  static constexpr bool kWide = !kNibbles && kWideBytes;
+  using Dot = typename Isa::template Dot<kWide>;
+  using I = typename Isa::I;
+
+  /// The four columns [4 * quad, ...) of vector vec.
+  SWITCHYARD_INLINE I load(const uint8_t* block, int vec, int quad) {
+    if constexpr (kNibbles) {
+      I codes = Isa::load_int(unit_address<Isa, kValues>(block, vec, quad % 4));
+      if (quad >= 4) codes = Isa::template shift_right<4>(codes);
+      codes = Isa::bit_and(codes, Isa::set_int(0x0f0f0f0f));
+      if constexpr (kValues == PanelValues::kFp4) {
+        codes = Isa::look_up_bytes(Isa::table_bytes(kFp4Unsigned), codes);
+      }
+      return codes;
+    } else {
+      return Isa::load_int(unit_address<Isa, kValues>(block, vec, quad));
+    }
+  }
+};
+
+struct IntRowPointers {
+  const int8_t* values;
+  const float* scales;
+  const int32_t* corrections;
+};
+
+/// acc += scale * row_scale * (exact dot product) for each block, or half block.
+template <class Isa, PanelValues kValues, bool kWideBytes, bool kHalf, bool kZeros, int kVecs,
+          int kRows>
+static void int_tile(const Slab& slab, const IntRowPointers* rows, int first_vec, bool fresh,
+                     float* const* out) {
+  using Block = IntBlock<Isa, kValues, kWideBytes>;
+  using Dot = typename Block::Dot;
+  using F = typename Isa::F;
+  constexpr int kParts = kHalf ? 2 : 1;
+  constexpr int kQuads = 8 / kParts;
+  constexpr int kBlockBytes = kPanelRows * kBlockCols / (Block::kNibbles ? 2 : 1);
+
+  F acc[kRows][kVecs];
+#pragma GCC unroll 16
+  for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 4
+    for (int v = 0; v < kVecs; ++v) {
+      acc[r][v] = fresh ? Isa::zero() : Isa::load(out[r] + (first_vec + v) * Isa::kLanes);
+    }
+  }
+  for (int b = 0; b < slab.num_blocks; ++b) {
+    const uint8_t* block = slab.values + int64_t{b} * kBlockBytes;
+    if (first_vec == 0) prefetch<prefetch_lines(kValues)>(slab, b);
+#pragma GCC unroll 2
+    for (int part = 0; part < kParts; ++part) {
+      typename Dot::Acc sum[kRows][kVecs];
+#pragma GCC unroll 16
+      for (int r = 0; r < kRows; ++r) {
+        const auto correction = Isa::set_int(rows[r].corrections[b * kParts + part]);
+#pragma GCC unroll 4
+        for (int v = 0; v < kVecs; ++v) {
+          if constexpr (kZeros) {
+            const auto zeros =
+                Isa::load_int(slab.zeros + b * kPanelRows + (first_vec + v) * Isa::kLanes);
+            sum[r][v] = Dot::start(Isa::multiply_words(zeros, correction));
+          } else {
+            sum[r][v] = Dot::start(correction);
+          }
+        }
+      }
+#pragma GCC unroll 8
+      for (int q = 0; q < kQuads; ++q) {
+        // Low and high nibbles of one load follow each other.
+        const int quad = kHalf || !Block::kNibbles ? part * kQuads + q : q / 2 + q % 2 * 4;
+        typename Dot::Operand weights[kVecs];
+#pragma GCC unroll 4
+        for (int v = 0; v < kVecs; ++v) {
+          weights[v] = Dot::weight(Block::load(block, first_vec + v, quad));
+        }
+#pragma GCC unroll 16
+        for (int r = 0; r < kRows; ++r) {
+          const auto activation = Dot::activation(rows[r].values + b * kBlockCols + quad * 4);
+#pragma GCC unroll 4
+          for (int v = 0; v < kVecs; ++v) Dot::step(sum[r][v], weights[v], activation);
+        }
+        if (q % 4 == 3) {
+#pragma GCC unroll 16
+          for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 4
+            for (int v = 0; v < kVecs; ++v) Dot::fold(sum[r][v]);
+          }
+        }
+      }
+      F scales[kVecs];
+#pragma GCC unroll 4
+      for (int v = 0; v < kVecs; ++v) {
+        scales[v] = Isa::load(slab.scales + (b * kParts + part) * kPanelRows +
+                              (first_vec + v) * Isa::kLanes);
+      }
+#pragma GCC unroll 16
+      for (int r = 0; r < kRows; ++r) {
+        const F row_scale = Isa::set(rows[r].scales[b]);
+#pragma GCC unroll 4
+        for (int v = 0; v < kVecs; ++v) {
+          acc[r][v] = Isa::fma(Isa::to_float(Dot::result(sum[r][v])),
+                               Isa::mul(scales[v], row_scale), acc[r][v]);
+        }
+      }
+    }
+  }
+#pragma GCC unroll 16
+  for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 4
+    for (int v = 0; v < kVecs; ++v) {
+      Isa::store(out[r] + (first_vec + v) * Isa::kLanes, acc[r][v]);
+    }
+  }
+}
+
+/// 4-bit blocks to the bytes that IntBlock would load, in the layout of kInt8.
+template <class Isa, PanelValues kValues>
+static void decode_bytes(const Slab& slab, uint8_t* out) {
+  using Block = IntBlock<Isa, kValues, false>;
+  for (int b = 0; b < slab.num_blocks; ++b) {
+    const uint8_t* block = slab.values + b * (kPanelRows * kBlockCols / 2);
+    prefetch<prefetch_lines(kValues)>(slab, b);
+#pragma GCC unroll 4
+    for (int v = 0; v < kPanelRows / Isa::kLanes; ++v) {
+#pragma GCC unroll 8
+      for (int quad = 0; quad < 8; ++quad) {
+        uint8_t* to = out + (unit_address<Isa, PanelValues::kInt8>(block, v, quad) - block);
+        Isa::store_int(to, Block::load(block, v, quad));
+      }
+    }
+    out += kPanelRows * kBlockCols;
+  }
+}
+
+// ---- Float path ----
+
+/// Vector vec of kColumns decoded columns: (code - zero) * scale, each rounded once at most.
+template <class Isa, PanelValues kValues>
+SWITCHYARD_INLINE void load_weights(const Slab& slab, const uint8_t* block, int b, int vec,
+                                    int load, typename Isa::F* out) {
+  constexpr int kColumns = columns_per_load(kValues);
+  load_columns<Isa, kValues>(block, vec, load, out);
+  if constexpr (has_scales(kValues)) {
+    const int row = vec * Isa::kLanes;
+    const int half = load * kColumns >= kBlockCols / 2;
+    const int index = slab.half_scales ? 2 * b + half : b;
+    const typename Isa::F scale = Isa::load(slab.scales + index * kPanelRows + row);
+    constexpr bool kCodes = kValues == PanelValues::kInt4 || kValues == PanelValues::kInt8;
+    typename Isa::F zero = Isa::zero();
+    if constexpr (kCodes) {
+      zero = Isa::to_float(Isa::load_int(slab.zeros + b * kPanelRows + row));
+    }
+#pragma GCC unroll 4
+    for (int c = 0; c < kColumns; ++c) {
+      if constexpr (kCodes) out[c] = Isa::sub(out[c], zero);
+      out[c] = Isa::mul(out[c], scale);
+    }
+  }
+}
+
+constexpr int values_block_bytes(PanelValues values) {
+  switch (values) {
+    case PanelValues::kFp4:
+    case PanelValues::kInt4: return kPanelRows * kBlockCols / 2;
+    case PanelValues::kBf16:
+    case PanelValues::kF16: return kPanelRows * kBlockCols * 2;
+    case PanelValues::kF32: return kPanelRows * kBlockCols * 4;
+    default: return kPanelRows * kBlockCols;
+  }
+}
+
+template <class Isa, PanelValues kValues, int kVecs, int kRows>
+static void float_tile(const Slab& slab, const float* const* rows, int first_vec, bool fresh,
+                       float* const* out) {
+  using F = typename Isa::F;
+  constexpr int kColumns = columns_per_load(kValues);
+  F acc[kRows][kVecs];
+#pragma GCC unroll 16
+  for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 4
+    for (int v = 0; v < kVecs; ++v) {
+      acc[r][v] = fresh ? Isa::zero() : Isa::load(out[r] + (first_vec + v) * Isa::kLanes);
+    }
+  }
+  for (int b = 0; b < slab.num_blocks; ++b) {
+    const uint8_t* block = slab.values + int64_t{b} * values_block_bytes(kValues);
+    if (first_vec == 0) prefetch<prefetch_lines(kValues)>(slab, b);
+#pragma GCC unroll 4
+    for (int load = 0; load < kBlockCols / kColumns; ++load) {
+      F weights[kVecs][kColumns];
+#pragma GCC unroll 4
+      for (int v = 0; v < kVecs; ++v) {
+        load_weights<Isa, kValues>(slab, block, b, first_vec + v, load, weights[v]);
+      }
+#pragma GCC unroll 4
+      for (int c = 0; c < kColumns; ++c) {
+#pragma GCC unroll 16
+        for (int r = 0; r < kRows; ++r) {
+          const F x = Isa::set(rows[r][b * kBlockCols + load * kColumns + c]);
+#pragma GCC unroll 4
+          for (int v = 0; v < kVecs; ++v) acc[r][v] = Isa::fma(weights[v][c], x, acc[r][v]);
+        }
+      }
+    }
+  }
+#pragma GCC unroll 16
+  for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 4
+    for (int v = 0; v < kVecs; ++v) {
+      Isa::store(out[r] + (first_vec + v) * Isa::kLanes, acc[r][v]);
+    }
+  }
+}
+
+/// Blocks of any format as f32, in the layout of kF32.
+template <class Isa, PanelValues kValues>
+static void decode_floats(const Slab& slab, uint8_t* out) {
+  constexpr int kColumns = columns_per_load(kValues);
+  for (int b = 0; b < slab.num_blocks; ++b) {
+    const uint8_t* block = slab.values + int64_t{b} * values_block_bytes(kValues);
+    prefetch<prefetch_lines(kValues)>(slab, b);
+    for (int v = 0; v < kPanelRows / Isa::kLanes; ++v) {
+#pragma GCC unroll 8
+      for (int load = 0; load < kBlockCols / kColumns; ++load) {
+        typename Isa::F weights[kColumns];
+        load_weights<Isa, kValues>(slab, block, b, v, load, weights);
+#pragma GCC unroll 4
+        for (int c = 0; c < kColumns; ++c) {
+          const uint8_t* at = unit_address<Isa, PanelValues::kF32>(out, v, load * kColumns + c);
+          Isa::store_int(const_cast<uint8_t*>(at), Isa::as_int(weights[c]));
+        }
+      }
+    }
+    out += values_block_bytes(PanelValues::kF32);
+  }
+}
+
+// ---- Rows and slabs ----
+
+/// Calls call(std::integral_constant-like<n>) for n = count, 1 <= count <= kMax.
+template <int kValue>
+struct Count {
+  static constexpr int value = kValue;
+};
+template <int kMax, class Call>
+SWITCHYARD_INLINE void with_count(int count, const Call& call) {
+  if constexpr (kMax > 1) {
+    if (count < kMax) return with_count<kMax - 1>(count, call);
+  }
+  call(Count<kMax>{});
+}
+
+SWITCHYARD_INLINE const uint8_t* row_at(const MultiplyJob& job, int row) {
+  const int64_t index = job.row_index == nullptr ? row : job.row_index[row] / job.row_divisor;
+  return job.rows + index * job.row_layout->row_bytes;
+}
+
+/// All vectors of a panel for `count` rows; a single row takes all vectors at once, in one stream.
+template <class Isa, class Tile>
+SWITCHYARD_INLINE void for_vectors(const Tile& tile) {
+  constexpr int kPanelVectors = kPanelRows / Isa::kLanes;
+  for (int vec = 0; vec < kPanelVectors; vec += Isa::kTileVectors) tile(vec);
+}
+
+template <class Isa, PanelValues kValues, bool kWideBytes, bool kHalf, bool kZeros>
+static void int_rows(const MultiplyJob& job, const Slab& slab, bool fresh) {
+  constexpr int kPanelVectors = kPanelRows / Isa::kLanes;
+  for (int begin = 0; begin < job.num_rows; begin += Isa::kTileRowsInt) {
+    const int count =
+        job.num_rows - begin < Isa::kTileRowsInt ? job.num_rows - begin : Isa::kTileRowsInt;
+    IntRowPointers rows[Isa::kTileRowsInt];
+    float* out[Isa::kTileRowsInt];
+    for (int r = 0; r < count; ++r) {
+      const uint8_t* row = row_at(job, begin + r);
+      const int64_t block = slab.first_block;
+      rows[r].values = reinterpret_cast<const int8_t*>(row) + block * kBlockCols;
+      rows[r].scales = reinterpret_cast<const float*>(row + job.row_layout->scales_offset) + block;
+      rows[r].corrections =
+          reinterpret_cast<const int32_t*>(row + job.row_layout->corrections_offset) +
+          block * (kHalf ? 2 : 1);
+      out[r] = job.out + int64_t{begin + r} * kPanelRows;
+    }
+    with_count<Isa::kTileRowsInt>(count, [&](auto n) {
+      constexpr int kRows = decltype(n)::value;
+      if constexpr (kRows == 1) {
+        int_tile<Isa, kValues, kWideBytes, kHalf, kZeros, kPanelVectors, 1>(slab, rows, 0, fresh,
+                                                                            out);
+      } else {
+        for_vectors<Isa>([&](int vec) {
+          int_tile<Isa, kValues, kWideBytes, kHalf, kZeros, Isa::kTileVectors, kRows>(
+              slab, rows, vec, fresh, out);
+        });
+      }
+    });
+  }
+}
+
+template <class Isa, PanelValues kValues, int kTileRows>
+static void float_rows(const MultiplyJob& job, const Slab& slab, bool fresh) {
+  constexpr int kPanelVectors = kPanelRows / Isa::kLanes;
+  for (int begin = 0; begin < job.num_rows; begin += kTileRows) {
+    const int count = job.num_rows - begin < kTileRows ? job.num_rows - begin : kTileRows;
+    const float* rows[kTileRows];
+    float* out[kTileRows];
+    for (int r = 0; r < count; ++r) {
+      rows[r] = reinterpret_cast<const float*>(row_at(job, begin + r)) +
+                int64_t{slab.first_block} * kBlockCols;
+      out[r] = job.out + int64_t{begin + r} * kPanelRows;
+    }
+    with_count<kTileRows>(count, [&](auto n) {
+      constexpr int kRows = decltype(n)::value;
+      if constexpr (kRows == 1) {
+        float_tile<Isa, kValues, kPanelVectors, 1>(slab, rows, 0, fresh, out);
+      } else {
+        for_vectors<Isa>([&](int vec) {
+          float_tile<Isa, kValues, Isa::kTileVectors, kRows>(slab, rows, vec, fresh, out);
+        });
+      }
+    });
+  }
+}
+
+/// Rows up to which a 4-bit or 8-bit slab is decoded in registers rather than once into scratch.
+constexpr int kMaxDirectFloatRows = 4;
+
+template <class Isa, PanelValues kValues, bool kHalf, bool kZeros>
+static void int_slab(const MultiplyJob& job, Slab slab, bool fresh) {
+  if constexpr (kValues == PanelValues::kInt8) {
+    int_rows<Isa, kValues, true, kHalf, kZeros>(job, slab, fresh);
+  } else if (job.num_rows <= Isa::kTileRowsInt) {
+    int_rows<Isa, kValues, false, kHalf, kZeros>(job, slab, fresh);
+  } else {
+    decode_bytes<Isa, kValues>(slab, job.scratch->decoded);
+    slab.values = job.scratch->decoded;
+    slab.ahead = nullptr;
+    int_rows<Isa, PanelValues::kInt8, false, kHalf, kZeros>(job, slab, fresh);
+  }
+}
+
+template <class Isa, PanelValues kValues>
+static void float_slab(const MultiplyJob& job, Slab slab, bool fresh) {
+  if constexpr (kValues == PanelValues::kF32 || kValues == PanelValues::kBf16) {
+    float_rows<Isa, kValues, Isa::kTileRowsFloat>(job, slab, fresh);
+  } else if (job.num_rows <= kMaxDirectFloatRows) {
+    float_rows<Isa, kValues, kMaxDirectFloatRows>(job, slab, fresh);
+  } else {
+    decode_floats<Isa, kValues>(slab, job.scratch->decoded);
+    slab.values = job.scratch->decoded;
+    slab.ahead = nullptr;
+    float_rows<Isa, PanelValues::kF32, Isa::kTileRowsFloat>(job, slab, fresh);
+  }
+}
+
+template <class Isa>
+static void int_values(const MultiplyJob& job, const Slab& slab, bool fresh) {
+  const bool zeros = job.layout->zero_points;
+  switch (job.layout->values) {
+    case PanelValues::kFp4:
+      return slab.half_scales ? int_slab<Isa, PanelValues::kFp4, true, false>(job, slab, fresh)
+                              : int_slab<Isa, PanelValues::kFp4, false, false>(job, slab, fresh);
+    case PanelValues::kInt4:
+      return zeros ? int_slab<Isa, PanelValues::kInt4, false, true>(job, slab, fresh)
+                   : int_slab<Isa, PanelValues::kInt4, false, false>(job, slab, fresh);
+    default: return int_slab<Isa, PanelValues::kInt8, false, false>(job, slab, fresh);
+  }
+}
+
+template <class Isa>
+static void float_values(const MultiplyJob& job, const Slab& slab, bool fresh) {
+  switch (job.layout->values) {
+    case PanelValues::kFp4: return float_slab<Isa, PanelValues::kFp4>(job, slab, fresh);
+    case PanelValues::kInt4: return float_slab<Isa, PanelValues::kInt4>(job, slab, fresh);
+    case PanelValues::kInt8: return float_slab<Isa, PanelValues::kInt8>(job, slab, fresh);
+    case PanelValues::kFp8E4m3: return float_slab<Isa, PanelValues::kFp8E4m3>(job, slab, fresh);
+    case PanelValues::kFp8E5m2: return float_slab<Isa, PanelValues::kFp8E5m2>(job, slab, fresh);
+    case PanelValues::kBf16: return float_slab<Isa, PanelValues::kBf16>(job, slab, fresh);
+    case PanelValues::kF16: return float_slab<Isa, PanelValues::kF16>(job, slab, fresh);
+    case PanelValues::kF32: return float_slab<Isa, PanelValues::kF32>(job, slab, fresh);
+  }
+}
+
+/// What scales are multiplied with besides the matrix's own global scale.
+constexpr float scale_factor(PanelValues values, bool integer) {
+  if (values == PanelValues::kFp4 && integer) return 0.5f;  // codes were doubled
+  if (values == PanelValues::kFp8E4m3) return 256.0f;       // decoded 2^-8 too small
+  return 1.0f;
+}
+
+static void aim_prefetch(const MultiplyJob& job, Slab& slab) {
+  const PanelLayout& layout = *job.layout;
+  const int64_t stride = layout.panel_bytes / layout.num_blocks;
+  const int64_t start = slab.first_block * stride + kPrefetchBytes;
+  const int64_t left = layout.panel_bytes - start;
+  slab.stride = stride;
+  slab.ahead = job.panel + start;
+  slab.beyond = job.next == nullptr ? slab.ahead : job.next + start - layout.panel_bytes;
+  slab.switch_at = left <= 0 ? 0 : static_cast<int>((left + stride - 1) / stride);
+}
+
+template <class Isa>
+static void multiply(const MultiplyJob& job) {
+  const PanelLayout& layout = *job.layout;
+  const bool integer = job.row_layout->integer;
+  const float factor = job.global_scale * scale_factor(layout.values, integer);
+  Slab slab;
+  slab.half_scales = layout.scale_cols < kBlockCols;
+  slab.scales = job.scratch->scales;
+  slab.zeros = job.scratch->zeros;
+  for (int first = 0; first < layout.num_blocks; first += kSlabBlocks) {
+    slab.first_block = first;
+    slab.num_blocks =
+        layout.num_blocks - first < kSlabBlocks ? layout.num_blocks - first : kSlabBlocks;
+    slab.values = job.panel + layout.values_offset + int64_t{first} * layout.block_bytes;
+    aim_prefetch(job, slab);
+    if (has_scales(layout.values)) {
+      expand_scales<Isa>(layout, job.panel, first, slab.num_blocks, factor, job.scratch->scales);
+      if (layout.zero_points || !integer) {
+        expand_zeros<Isa>(layout, job.panel, first, slab.num_blocks,
+                          layout.values == PanelValues::kInt8 ? 128 : 8, integer,
+                          job.scratch->zeros);
+      }
+    }
+    if (integer) {
+      int_values<Isa>(job, slab, first == 0);
+    } else {
+      float_values<Isa>(job, slab, first == 0);
+    }
+  }
+}
+
+}  // namespace
+}  // namespace switchyard::cpu
