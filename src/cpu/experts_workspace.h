@@ -1,0 +1,39 @@
+#pragma once
+// Where the intermediates of a forward lie in the caller's workspace.
+
+#include "core/workspace_layout.h"
+#include "cpu/packed_experts.h"
+
+namespace switchyard::cpu {
+
+/// Rows of one expert that a gate_up item covers: enough that decoding a panel is 1 % of the work,
+/// few enough that one busy expert feeds many threads.
+inline constexpr int64_t kChunkRows = 192;
+/// Rows worked off in one pass; bounds the workspace. From some 64 rows per expert on, reading the
+/// weights once more per pass is hidden behind the arithmetic.
+inline constexpr int64_t kMaxPassRows = 16384;
+
+/// Scratch of one thread.
+struct ThreadScratch {
+  MultiplyScratch* multiply = nullptr;
+  float* row = nullptr;       ///< one padded row of either stage
+  float* gate = nullptr;      ///< [kChunkRows][32]
+  float* up = nullptr;        ///< [kChunkRows][32]
+  float* products = nullptr;  ///< [rows of a pass][32]
+};
+
+struct ExpertsWorkspace {
+  int64_t pass_tokens = 0;
+  int64_t pass_rows = 0;
+  WorkspaceRegion expert_offsets, item_offsets, row_to_pair, pair_to_row, row_weights;
+  WorkspaceRegion topk_ids, topk_weights, sums;  // dense
+  WorkspaceRegion input_rows, intermediate_rows;
+  WorkspaceRegion threads;
+  int64_t bytes = 0;
+};
+
+ExpertsWorkspace experts_workspace(const ExpertPanels& panels, int64_t max_tokens, int64_t top_k);
+ThreadScratch thread_scratch(const ExpertPanels& panels, const ExpertsWorkspace& layout,
+                             Workspace workspace, int thread);
+
+}  // namespace switchyard::cpu

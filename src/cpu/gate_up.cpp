@@ -1,0 +1,182 @@
+// Stage 1: gate and up products of 32 columns of the intermediate, activation, and the rows of
+// stage 2.
+
+#include <algorithm>
+#include <cstring>
+
+#include "cpu/experts_steps.h"
+
+namespace switchyard::cpu {
+namespace {
+
+/// Rows [begin, begin + count) of one expert and one panel of its intermediate.
+struct Item {
+  int64_t expert = -1;
+  int64_t begin = 0;
+  int64_t count = 0;
+  int64_t panel = 0;
+};
+
+/// Items in the order of memory: expert by expert, panel by panel.
+class Items {
+ public:
+  Items(const Pass& pass, int32_t* offsets) : pass_(pass), offsets_(offsets) {
+    const int64_t num_panels = pass.panels->gate_up.num_panels;
+    offsets[0] = 0;
+    for (int64_t e = 0; e < pass.panels->num_experts; ++e) {
+      const int64_t chunks = ceil_div(pass.rows_of(e), kChunkRows);
+      offsets[e + 1] = offsets[e] + static_cast<int32_t>(chunks * num_panels);
+    }
+  }
+  int64_t count() const { return offsets_[pass_.panels->num_experts]; }
+
+  Item at(int64_t index) const {
+    if (index < 0) return {};
+    const int32_t* end = offsets_ + pass_.panels->num_experts + 1;
+    const int64_t expert =
+        std::upper_bound(offsets_, end, static_cast<int32_t>(index)) - offsets_ - 1;
+    const int64_t num_panels = pass_.panels->gate_up.num_panels;
+    const int64_t local = index - offsets_[expert];
+    const int64_t chunk = local / num_panels;
+    // Chunks of equal size rather than a full one and a rest.
+    const int64_t rows = pass_.rows_of(expert);
+    const int64_t chunks = ceil_div(rows, kChunkRows);
+    const int64_t begin = rows * chunk / chunks;
+    return {.expert = expert,
+            .begin = pass_.expert_offsets[expert] + begin,
+            .count = rows * (chunk + 1) / chunks - begin,
+            .panel = local % num_panels};
+  }
+
+ private:
+  const Pass& pass_;
+  const int32_t* offsets_;
+};
+
+class Worker {
+ public:
+  Worker(const Pass& pass, const GateUpInput& input, const GateUpOutput& output,
+         const ThreadScratch& scratch)
+      : pass_(pass),
+        stage_(pass.panels->gate_up),
+        input_(input),
+        output_(output),
+        scratch_(scratch) {}
+
+  void run(const Item& item, const Item& next) const {
+    const bool gated = stage_.num_matrices == 2;
+    const uint8_t* after = next.expert < 0 ? nullptr : stage_.panel(next.expert, next.panel, 0);
+    const uint8_t* up = stage_.panel(item.expert, item.panel, gated ? 1 : 0);
+    if (gated) multiply(item, 0, up, scratch_.gate);
+    multiply(item, gated ? 1 : 0, after, scratch_.up);
+    activate(item);
+    store(item);
+  }
+
+ private:
+  void multiply(const Item& item, int matrix, const uint8_t* next, float* out) const {
+    MultiplyJob job{.layout = &stage_.packing.layout, .row_layout = &stage_.rows};
+    job.panel = stage_.panel(item.expert, item.panel, matrix);
+    job.next = next;
+    job.global_scale = stage_.global_scale(item.expert, matrix);
+    job.rows = input_.rows;
+    if (input_.by_row) {
+      job.rows += item.begin * stage_.rows.row_bytes;
+    } else {
+      job.row_index = pass_.row_to_pair + item.begin;
+      job.row_divisor = static_cast<int32_t>(pass_.top_k);
+    }
+    job.num_rows = static_cast<int32_t>(item.count);
+    job.out = out;
+    job.scratch = scratch_.multiply;
+    pass_.panels->kernels->multiply(job);
+  }
+
+  /// In place, over the up products.
+  void activate(const Item& item) const {
+    const bool gated = stage_.num_matrices == 2;
+    ActivateJob job{.activation = &pass_.panels->spec.activation};
+    job.gate = gated ? scratch_.gate : nullptr;
+    job.up = scratch_.up;
+    job.gate_bias = gated ? stage_.bias(item.expert, item.panel, 0) : nullptr;
+    job.up_bias = stage_.bias(item.expert, item.panel, gated ? 1 : 0);
+    job.row_weights = input_.row_weights;
+    if (input_.row_weights != nullptr && input_.weight_index == nullptr) {
+      job.row_weights += item.begin;
+    }
+    job.weight_index = input_.weight_index == nullptr ? nullptr : input_.weight_index + item.begin;
+    job.num_rows = static_cast<int32_t>(item.count);
+    job.num_cols = static_cast<int32_t>(stage_.outputs_of_panel(item.panel));
+    job.out = scratch_.up;
+    pass_.panels->kernels->activate(job);
+  }
+
+  void store(const Item& item) const {
+    const Kernels& kernels = *pass_.panels->kernels;
+    const PackedStage& next_stage = pass_.panels->down;
+    const RowLayout& layout = next_stage.rows;
+    const int64_t cols = stage_.outputs_of_panel(item.panel);
+    const float* smooth = next_stage.smooth_scale(item.expert);
+    for (int64_t r = 0; r < item.count; ++r) {
+      float* block = scratch_.up + r * kPanelRows;
+      const int64_t row = item.begin + r;
+      if (output_.rows == nullptr) {
+        const TensorView& tensor = output_.tensor;
+        auto* to = tensor.as<uint8_t>() + (int64_t{pass_.row_to_pair[row]} * stage_.num_outputs +
+                                           item.panel * kPanelRows) *
+                                              element_bytes(tensor.type);
+        kernels.store_row(block, cols, tensor.type, to);
+        continue;
+      }
+      uint8_t* to = output_.rows + row * layout.row_bytes;
+      if (layout.integer) {
+        for (int64_t c = 0; smooth != nullptr && c < cols; ++c) {
+          block[c] *= smooth[item.panel * kPanelRows + c];
+        }
+        kernels.quantize_blocks(block, layout, static_cast<int32_t>(item.panel), 1, to);
+      } else {
+        std::memcpy(to + item.panel * kPanelRows * int64_t{sizeof(float)}, block,
+                    kPanelRows * sizeof(float));
+      }
+    }
+  }
+
+  const Pass& pass_;
+  const PackedStage& stage_;
+  const GateUpInput& input_;
+  const GateUpOutput& output_;
+  ThreadScratch scratch_;
+};
+
+/// What rounding needs whole rows for happens after the last panel has been written.
+void finish_rows(const Pass& pass, uint8_t* rows) {
+  const PackedStage& stage = pass.panels->down;
+  const bool rounds = needs_rounding(stage.activation_format);
+  if (stage.rows.integer || (!rounds && stage.smooth_scales.empty())) return;
+  parallel_for(*pass.panels->executor, pass.num_rows, 8, [&](int64_t begin, int64_t end) {
+    int64_t expert = 0;
+    for (int64_t row = begin; row < end; ++row) {
+      while (pass.expert_offsets[expert + 1] <= row) ++expert;
+      uint8_t* at = rows + row * stage.rows.row_bytes;
+      finish_row(*pass.panels->kernels, stage.smooth_scale(expert), stage.activation_format,
+                 stage.num_inputs, stage.rows, reinterpret_cast<float*>(at), at);
+    }
+  });
+}
+
+}  // namespace
+
+void gate_up(const Pass& pass, const GateUpInput& input, const GateUpOutput& output) {
+  const Items items(pass, pass.layout->item_offsets.in<int32_t>(pass.workspace));
+  std::atomic<int64_t> counter{0};
+  run_on_all(*pass.panels->executor, [&](int thread) {
+    const Worker worker(pass, input, output, pass.scratch(thread));
+    ItemClaim claim(counter, items.count());
+    for (int64_t index; (index = claim.take()) >= 0;) {
+      worker.run(items.at(index), items.at(claim.peek()));
+    }
+  });
+  if (output.rows != nullptr) finish_rows(pass, output.rows);
+}
+
+}  // namespace switchyard::cpu
