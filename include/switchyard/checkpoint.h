@@ -39,6 +39,8 @@ class Safetensors {
   const CheckpointTensor& at(const std::string& name) const;
   /// Tells the kernel that the mapped pages of this range are no longer needed.
   void release(const TensorView& view) const noexcept;
+  /// Tells the kernel that this range will be read soon.
+  void prefetch(const TensorView& view) const noexcept;
 
  private:
   struct Impl;

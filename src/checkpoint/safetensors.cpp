@@ -199,13 +199,28 @@ const CheckpointTensor& Safetensors::at(const std::string& name) const {
               fmt::format("tensor '{}' is missing in {}", printable(name), where));
 }
 
-void Safetensors::release(const TensorView& view) const noexcept {
-  if (view.empty() || view.num_elements() == 0) return;
+namespace {
+
+/// Bytes from the first to the last element of the view.
+size_t span_bytes(const TensorView& view) {
   int64_t last = 0;
   for (int d = 0; d < view.rank; ++d) last += (view.extent(d) - 1) * view.stride(d);
-  const auto size = static_cast<size_t>((last + 1) * element_bytes(view.type));
+  return static_cast<size_t>((last + 1) * element_bytes(view.type));
+}
+
+}  // namespace
+
+void Safetensors::release(const TensorView& view) const noexcept {
+  if (view.empty() || view.num_elements() == 0) return;
   for (const MappedFile& file : impl_->files) {
-    if (file.contains(view.data)) return file.release(view.data, size);
+    if (file.contains(view.data)) return file.release(view.data, span_bytes(view));
+  }
+}
+
+void Safetensors::prefetch(const TensorView& view) const noexcept {
+  if (view.empty() || view.num_elements() == 0) return;
+  for (const MappedFile& file : impl_->files) {
+    if (file.contains(view.data)) return file.will_need(view.data, span_bytes(view));
   }
 }
 
