@@ -119,9 +119,10 @@ PerLayer ConfigReader::per_layer(Keys keys, int64_t min, int64_t max) const {
         if (value.is_array()) {
           std::vector<int64_t> list = integers(key, min, max).value();
           // A list of equal values says no more than one value.
-          if (std::adjacent_find(list.begin(), list.end(), std::not_equal_to<>()) == list.end()) {
-            list.resize(std::min(list.size(), size_t{1}));
-          }
+          const bool uniform =
+              !list.empty() &&
+              std::adjacent_find(list.begin(), list.end(), std::not_equal_to<>()) == list.end();
+          if (uniform) return std::vector<int64_t>{list.front()};
           return list;
         }
         return std::vector<int64_t>{checked(key, value, min, max)};
