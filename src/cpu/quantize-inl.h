@@ -33,34 +33,41 @@ struct F16Input {
   using Stored = uint16_t;
   static float load(Stored code) {
     const uint32_t magnitude = code & 0x7fffu;
-    const float subnormal = static_cast<float>(static_cast<int32_t>(magnitude)) * 0x1p-24f;
-    const uint32_t rebias = magnitude >= 0x7c00u ? 224u << 23 : 112u << 23;  // infinity stays one
-    const uint32_t bits = magnitude < 0x400u ? to_bits(subnormal) : (magnitude << 13) + rebias;
-    return from_bits(bits | static_cast<uint32_t>(code & 0x8000u) << 16);
+    // A subnormal is read as if it had the hidden bit, which the subtraction takes away again.
+    const bool subnormal = magnitude < 0x400u;
+    const bool top = magnitude >= 0x7c00u;  // infinity and NaN keep an exponent of all ones
+    const uint32_t rebias = subnormal ? 113u << 23 : top ? 224u << 23 : 112u << 23;
+    const uint32_t hidden = subnormal ? 113u << 23 : 0u;
+    const float value = from_bits((magnitude << 13) + rebias) - from_bits(hidden);
+    return from_bits(to_bits(value) | static_cast<uint32_t>(code & 0x8000u) << 16);
   }
 };
+
+// NOTE: float comparisons stop g++ from vectorising a loop; magnitudes compare as integers.
+inline uint32_t limit(uint32_t magnitude, float max) {
+  const auto bits = static_cast<int32_t>(magnitude);
+  const auto max_bits = static_cast<int32_t>(to_bits(max));
+  return static_cast<uint32_t>(bits < max_bits ? bits : max_bits);
+}
 
 /// Rounds |value| to a small float by adding a power of two whose last place is the element's: the
 /// low bits of the sum are the significand in those units, and a carry moves to the next exponent.
 template <int kMantissaBits, int kMinExponent>
 inline uint32_t small_float_code(float value, float max) {
-  const uint32_t bits = to_bits(value);
-  const float magnitude = from_bits(bits & kMagnitude);
-  const float limited = magnitude < max ? magnitude : max;
-  constexpr uint32_t kLowest = static_cast<uint32_t>(127 + kMinExponent) << 23;
-  const uint32_t exponent = to_bits(limited) & 0x7f800000u;
-  const uint32_t quantum = exponent > kLowest ? exponent : kLowest;
+  const uint32_t limited = limit(to_bits(value) & kMagnitude, max);
+  constexpr int32_t kLowest = (127 + kMinExponent) << 23;
+  const auto exponent = static_cast<int32_t>(limited & 0x7f800000u);
+  const auto quantum = static_cast<uint32_t>(exponent > kLowest ? exponent : kLowest);
   const uint32_t magic = quantum + (static_cast<uint32_t>(23 - kMantissaBits) << 23);
-  const uint32_t significand = to_bits(limited + from_bits(magic)) - magic;
-  return significand + ((quantum - kLowest) >> (23 - kMantissaBits));
+  const uint32_t significand = to_bits(from_bits(limited) + from_bits(magic)) - magic;
+  return significand + ((quantum - static_cast<uint32_t>(kLowest)) >> (23 - kMantissaBits));
 }
 
 template <int kLimit>
 inline uint32_t integer_code(float value) {
-  constexpr float kMax = kLimit;
   constexpr float kMagic = 12582912.0f;  // 1.5 * 2^23
-  const float below = value < kMax ? value : kMax;
-  const float limited = below > -kMax ? below : -kMax;
+  const uint32_t bits = to_bits(value);
+  const float limited = from_bits(limit(bits & kMagnitude, kLimit) | (bits & ~kMagnitude));
   return to_bits(limited + kMagic) - to_bits(kMagic);
 }
 
@@ -89,75 +96,75 @@ struct Int4Code {
   static uint32_t encode(float value) { return integer_code<7>(value) + 8; }
 };
 
+// Inputs at a time, as floats on the stack: the costly loops are then long whatever the block size.
+constexpr int64_t kPiece = 512;
+
+inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+
+/// Inputs [begin, begin + count) as quantisation sees them.
+template <class Input>
+void load_values(const QuantizeSegment& segment, int64_t begin, int64_t count, float* values) {
+  const auto* input = static_cast<const typename Input::Stored*>(segment.input) + begin;
+  for (int64_t i = 0; i < count; ++i) values[i] = Input::load(input[i]);
+  if (segment.channel_scale == nullptr) return;
+  const float* channel_scale = segment.channel_scale + begin;
+  for (int64_t i = 0; i < count; ++i) values[i] = flush(values[i] * flush(channel_scale[i]));
+}
+
+/// Calls body(block, begin, end) for the part of each block inside [begin, begin + count),
+/// positions counted from begin.
+template <class Body>
+inline void for_each_block(const QuantizeSegment& segment, int64_t begin, int64_t count,
+                           Body body) {
+  int64_t block = begin / segment.block;
+  for (int64_t at = 0; at < count; ++block) {
+    const int64_t end = smaller((block + 1) * segment.block - begin, count);
+    body(block, at, end);
+    at = end;
+  }
+}
+
 template <class Input>
 void amax(const QuantizeSegment& segment, uint32_t* amax_bits) {
-  const auto* input = static_cast<const typename Input::Stored*>(segment.input);
-  for (int64_t begin = 0; begin < segment.count; begin += segment.block, ++amax_bits) {
-    const int64_t rest = segment.count - begin;
-    const int64_t end = begin + (rest < segment.block ? rest : segment.block);
-    // Magnitudes are below 2^31: signed maxima are the same and exist on more machines.
-    auto largest = static_cast<int32_t>(*amax_bits);
-    auto raise = [&largest](float value) {
-      const auto bits = static_cast<int32_t>(to_bits(value) & kMagnitude);
-      largest = bits > largest ? bits : largest;
-    };
-    if (segment.channel_scale == nullptr) {
-      for (int64_t i = begin; i < end; ++i) raise(Input::load(input[i]));
-    } else {
-      for (int64_t i = begin; i < end; ++i) {
-        raise(flush(Input::load(input[i]) * flush(segment.channel_scale[i])));
+  float values[kPiece];
+  for (int64_t begin = 0; begin < segment.count; begin += kPiece) {
+    const int64_t count = smaller(segment.count - begin, kPiece);
+    load_values<Input>(segment, begin, count, values);
+    for_each_block(segment, begin, count, [&](int64_t block, int64_t first, int64_t last) {
+      // Magnitudes are below 2^31: signed maxima are the same and exist on more machines.
+      auto largest = static_cast<int32_t>(amax_bits[block]);
+      for (int64_t i = first; i < last; ++i) {
+        const auto bits = static_cast<int32_t>(to_bits(values[i]) & kMagnitude);
+        largest = bits > largest ? bits : largest;
       }
-    }
-    *amax_bits = static_cast<uint32_t>(largest);
-  }
-}
-
-/// Codes of inputs [begin, end), one to a byte, all under one inverse.
-template <class Input, class Code>
-void encode_bytes(const QuantizeSegment& segment, int64_t begin, int64_t end, float inverse,
-                  uint8_t* codes) {
-  const auto* input = static_cast<const typename Input::Stored*>(segment.input);
-  if (inverse == 0.0f) {
-    __builtin_memset(codes, Code::kZero, static_cast<size_t>(end - begin));
-  } else if (segment.channel_scale == nullptr) {
-    for (int64_t i = begin; i < end; ++i) {
-      codes[i - begin] = static_cast<uint8_t>(Code::encode(Input::load(input[i]) * inverse));
-    }
-  } else {
-    for (int64_t i = begin; i < end; ++i) {
-      const float value = flush(Input::load(input[i]) * flush(segment.channel_scale[i]));
-      codes[i - begin] = static_cast<uint8_t>(Code::encode(value * inverse));
-    }
-  }
-}
-
-/// Codes of inputs [begin, end), one to a byte, each under its block's inverse.
-template <class Input, class Code>
-void encode_blocks(const QuantizeSegment& segment, int64_t begin, int64_t end,
-                   const float* inverses, uint8_t* codes) {
-  for (int64_t i = begin; i < end;) {
-    const int64_t block = i / segment.block;
-    const int64_t block_end = (block + 1) * segment.block;
-    const int64_t stop = block_end < end ? block_end : end;
-    encode_bytes<Input, Code>(segment, i, stop, inverses[block], codes + (i - begin));
-    i = stop;
+      amax_bits[block] = static_cast<uint32_t>(largest);
+    });
   }
 }
 
 template <class Input, class Code>
 void encode(const QuantizeSegment& segment, const float* inverses, uint8_t* codes) {
-  if constexpr (Code::kPerByte == 1) {
-    encode_blocks<Input, Code>(segment, 0, segment.count, inverses, codes);
-  } else {
-    constexpr int64_t kPiece = 512;
-    uint8_t single[kPiece];
-    for (int64_t begin = 0; begin < segment.count; begin += kPiece) {
-      const int64_t rest = segment.count - begin;
-      const int64_t length = rest < kPiece ? rest : kPiece;
-      encode_blocks<Input, Code>(segment, begin, begin + length, inverses, single);
-      if (length % 2 != 0) single[length] = Code::kZero;
+  float values[kPiece];
+  uint8_t single[kPiece];
+  for (int64_t begin = 0; begin < segment.count; begin += kPiece) {
+    const int64_t count = smaller(segment.count - begin, kPiece);
+    load_values<Input>(segment, begin, count, values);
+    for_each_block(segment, begin, count, [&](int64_t block, int64_t first, int64_t last) {
+      const float inverse = inverses[block];
+      for (int64_t i = first; i < last; ++i) values[i] *= inverse;
+    });
+    for (int64_t i = 0; i < count; ++i) single[i] = static_cast<uint8_t>(Code::encode(values[i]));
+    for_each_block(segment, begin, count, [&](int64_t block, int64_t first, int64_t last) {
+      if (inverses[block] == 0.0f) {
+        __builtin_memset(single + first, Code::kZero, static_cast<size_t>(last - first));
+      }
+    });
+    if constexpr (Code::kPerByte == 1) {
+      __builtin_memcpy(codes + begin, single, static_cast<size_t>(count));
+    } else {
+      if (count % 2 != 0) single[count] = Code::kZero;
       uint8_t* bytes = codes + begin / 2;
-      for (int64_t i = 0; i < (length + 1) / 2; ++i) {
+      for (int64_t i = 0; i < (count + 1) / 2; ++i) {
         bytes[i] = static_cast<uint8_t>(single[2 * i] | single[2 * i + 1] << 4);
       }
     }

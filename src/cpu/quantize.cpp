@@ -55,28 +55,32 @@ class Quantizer {
         code_(static_cast<size_t>(code_of(args.format))) {}
 
   void run() const {
-    const int64_t bands = scale_rows(args_.scale_block, rows_);
-    const int64_t height = args_.scale_block.rows == 0 ? rows_ : args_.scale_block.rows;
-    for (int64_t begin = 0; begin < cols_; begin += chunk_cols()) {
-      const Columns columns{begin, std::min(chunk_cols(), cols_ - begin)};
-      if (args_.scale_block.rows == 0) {
-        run_tensor(columns);
-        continue;
-      }
-      parallel_for(default_pool(), bands, grain() / height, [&](int64_t first, int64_t last) {
-        for (int64_t band = first; band < last; ++band) {
-          run_band(band, band * height, std::min((band + 1) * height, rows_), columns);
-        }
-      });
+    if (args_.scale_block.rows == 0) {
+      for_each_chunk([&](const Columns& columns) { run_tensor(columns); });
+      return;
     }
+    const int64_t height = args_.scale_block.rows;
+    parallel_for(default_pool(), ceil_div(rows_, height), grain() / height,
+                 [&](int64_t first, int64_t last) {
+                   for (int64_t band = first; band < last; ++band) {
+                     const int64_t end = std::min((band + 1) * height, rows_);
+                     for_each_chunk([&](const Columns& columns) {
+                       run_band(band, band * height, end, columns);
+                     });
+                   }
+                 });
   }
 
  private:
   int64_t grain() const { return std::max<int64_t>(1, kGrain / cols_); }
 
-  /// A pair of blocks at least, so that no chunk starts in the middle of a byte.
-  int64_t chunk_cols() const {
-    return block_cols_ * std::max<int64_t>(2, kMaxBlocks / block_cols_ / 2 * 2);
+  template <class Body>
+  void for_each_chunk(Body&& body) const {
+    // A pair of blocks at least, so that no chunk starts in the middle of a byte.
+    const int64_t chunk = block_cols_ * std::max<int64_t>(2, kMaxBlocks / block_cols_ / 2 * 2);
+    for (int64_t begin = 0; begin < cols_; begin += chunk) {
+      body(Columns{begin, std::min(chunk, cols_ - begin)});
+    }
   }
 
   /// Null when row_index points nowhere: a row of zeros.
