@@ -43,7 +43,7 @@ namespace detail {
 /// amax over the format's largest value, not below 2^-126; 1 for a block of zeros.
 SWITCHYARD_HOST_DEVICE constexpr BlockScale linear_scale(const BlockQuantization& how, float amax) {
   if (amax == 0.0f) return {1.0f, 1.0f};
-  if (how.power_of_two_scales) {
+  if (how.power_of_two_scales && how.format == Format::kFp8E4m3) {
     const uint8_t code = mx_scale_exponent(amax, how.format, ScaleRounding::kUp);
     const float scale = e8m0_to_f32(code > 0 ? code : 1);
     return {scale, 1.0f / scale};

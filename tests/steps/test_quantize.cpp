@@ -18,6 +18,7 @@
 #include "cpu/quantize_kernels.h"
 #include "cpu/steps.h"
 #include "reference/steps.h"
+#include "switchyard/ops.h"
 
 namespace switchyard {
 namespace {
@@ -441,6 +442,32 @@ TEST(QuantizeMx, IsIdempotentWithTheDefaultRounding) {
       }
     }
   }
+}
+
+TEST(Dequantize, UndoesQuantizeThroughThePublicOps) {
+  const int64_t rows = 5, cols = 192;
+  std::mt19937 random(31);
+  std::vector<float> input(rows * cols), output(rows * cols + 1, -1.0f);
+  for (float& value : input) value = static_cast<float>(static_cast<int>(random() % 15) - 7);
+  for (int64_t row = 0; row < rows; ++row) {
+    for (int64_t col = 0; col < cols; col += 32) input[static_cast<size_t>(row * cols + col)] = 7;
+  }
+  std::vector<uint8_t> values(rows * cols / 2);
+  std::vector<float> scales(rows * cols / 32);
+  WeightMatrix matrix{.format = Format::kInt4, .rows = rows, .cols = cols, .scale_block = {1, 32}};
+  matrix.values = TensorView::contiguous(values.data(), DataType::kU8, {rows, cols / 2});
+  matrix.scales = TensorView::contiguous(scales.data(), DataType::kF32, {rows, cols / 32});
+  ops::quantize({.input = TensorView::contiguous(input.data(), DataType::kF32, {rows, cols}),
+                 .format = Format::kInt4,
+                 .scale_block = {1, 32},
+                 .values = matrix.values,
+                 .scales = matrix.scales});
+  ops::dequantize(matrix, TensorView::contiguous(output.data(), DataType::kF32, {rows, cols}));
+  for (size_t i = 0; i < input.size(); ++i) ASSERT_EQ(output[i], input[i]) << i;
+  EXPECT_EQ(output.back(), -1.0f);
+  EXPECT_THROW(ops::dequantize(
+                   matrix, TensorView::contiguous(output.data(), DataType::kF32, {rows, cols - 1})),
+               Error);
 }
 
 TEST(QuantizeInt8, GivesTheWholeCodeRange) {
