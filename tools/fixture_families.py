@@ -16,7 +16,7 @@ class Fixture:
     layers: tuple[int, ...] = (0,)
     text_config: dict = field(default_factory=dict)  # of a vision-language wrapper
     config_class: str = ""  # default: the model's name with its task cut off
-    # Tensor-name pattern -> name in fixture_formats.FORMATS; the first supplies quantization_config.
+    # Tensor-name pattern -> name in fixture_formats.FORMATS; the first gives quantization_config.
     formats: dict[str, str] = field(default_factory=dict)
     keep_f32: str = ""  # more tensors that publishers store in f32
     save: dict = field(default_factory=dict)
@@ -154,7 +154,7 @@ FIXTURES = [
         "DeepseekV3ForCausalLM",
         MLP,
         layers=(1,),
-        covers="R3: sigmoid, f32 correction bias, best 2 of 4 groups; shared experts; layer 0 dense",
+        covers="R3: sigmoid, f32 correction bias, best 2 of 4 groups; shared; layer 0 dense",
         config=sizes(
             layers=2,
             n_routed_experts=8,

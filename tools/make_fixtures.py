@@ -9,8 +9,8 @@ accelerate==1.15.0  (a CPU is enough; half a minute). Same versions, same bytes.
 Each OUT_DIR/<name>/ holds config.json and model.safetensors as the model class's save_pretrained
 writes them (quantised ones: with the experts re-encoded by fixture_formats.py), and
 expected.safetensors: hidden_states [T, H], output [T, H], topk_ids and topk_weights [T, K],
-layer [1] and, for hash layers, input_ids [T]. `output` comes from the package's own MoE block, run in float64
-on the weights as they are stored. Nothing of Switchyard takes part.
+layer [1] and, for hash layers, input_ids [T]. `output` comes from the package's own MoE block,
+run in float64 on the weights as they are stored. Nothing of Switchyard takes part.
 """
 
 import json
@@ -238,7 +238,9 @@ def run_block(block, hidden_states: torch.Tensor, input_ids):
             output = block(hidden_states[None])
     handle.remove()
     output = output[0] if isinstance(output, tuple) else output
-    return output.reshape(hidden_states.shape), routing["ids"], routing["weights"]
+    # MiniMax-M3 scales the experts' sum, not the weights.
+    weights = routing["weights"] * getattr(block, "routed_scaling_factor", 1)
+    return output.reshape(hidden_states.shape), routing["ids"], weights
 
 
 def choose_tokens(block, hidden_size: int) -> torch.Tensor:
