@@ -105,8 +105,9 @@ void read_routing(const ConfigReader& reader, ModelConfig& config) {
 }
 
 void read_activation(const ConfigReader& reader, ModelConfig& config) {
-  const std::optional<std::string> name =
+  std::optional<std::string> name =
       reader.text({"hidden_act", "hidden_activation", "mlp_hidden_act"});
+  if (!name && config.traits != nullptr) name = config.traits->hidden_act;
   config.activation_name = name.value_or("");
   const std::optional<double> limit = reader.number({"swiglu_limit"});
   const std::optional<double> beta = reader.number({"situ_beta", "activation_situ_beta"});

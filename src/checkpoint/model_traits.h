@@ -21,6 +21,7 @@ struct ModelTraits {
   BiasRule selection_bias = BiasRule::kNone;
   bool scaled = false;  ///< routed_scaling_factor must be there
   GluStyle glu = GluStyle::kPlain;
+  std::string_view hidden_act{};  ///< when the model's code fixes it and config.json is silent
   /// The size of one expert is intermediate_size when there is no moe_intermediate_size.
   bool plain_intermediate_size = false;
   WeightPosition weight_position = WeightPosition::kOutput;
