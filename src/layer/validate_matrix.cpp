@@ -87,8 +87,8 @@ TensorView as_row(const TensorView& vector) {
 void check_stored(const MatrixName& name, const char* what, const TensorView& view, Types types,
                   Extents extents) {
   const std::string full = fmt::format("{}{}", name, what);
-  check_shape(full.c_str(), view, extents);
   check_type(full.c_str(), view, types);
+  check_shape(full.c_str(), view, extents);
   require(!view.empty(), "{} is null; it must point to {} elements", full, view.num_elements());
 }
 

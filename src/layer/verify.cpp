@@ -122,23 +122,26 @@ ErrorBound error_bound(const LayerSpec& spec, BackendKind backend, DataType outp
   // The GPU keeps the intermediate and the rows that combine sums in bf16; the others in f32.
   const double storage =
       backend == BackendKind::kCuda ? std::sqrt(2.0) * kUniformRms * 0x1p-7 : 0.0;
-  // f32 sums of n terms: a random walk of half-ulp steps; three GEMMs deep. 0 in the reference.
+  // f32: sums of n terms, a random walk of half-ulp steps, three GEMMs deep; exp and its like
+  // within 4 ulp. The reference rounds decoded weights and stored vectors to f32, once each.
   const double longest = static_cast<double>(std::max(width, inner));
-  const double accumulate =
-      backend == BackendKind::kReference ? 0x1p-24 : 0x1p-24 * std::sqrt(3.0 * longest);
+  const double arithmetic =
+      backend == BackendKind::kReference ? 0x1p-24 : 0x1p-24 * std::sqrt(3.0 * longest + 16.0);
   const double output = kUniformRms * relative_step(output_type);
 
   ErrorBound bound;
   bound.rms = std::sqrt(input * input + intermediate * intermediate + storage * storage +
-                        accumulate * accumulate + output * output);
-  // Errors are near normal with a per-token size: 6 sigma, and a token twice as bad as the mean.
-  // The output's own rounding is half a step of the row's largest element, up to 8 times its rms.
+                        arithmetic * arithmetic + output * output);
+  // Errors are near normal with a per-token size: 6 sigma, a token twice as bad as the mean, and a
+  // narrow row whose own rms is small by chance. The output's own rounding is half a step of the
+  // row's largest element, up to 8 times its rms.
   const double before_output = std::sqrt(bound.rms * bound.rms - output * output);
-  bound.worst = 12.0 * before_output + 8.0 * 0.5 * relative_step(output_type);
+  const double narrow = 1.0 + 16.0 / static_cast<double>(spec.hidden_size);
+  bound.worst = 12.0 * narrow * before_output + 8.0 * 0.5 * relative_step(output_type);
   bound.derivation = fmt::format(
-      "input {} {:.1e}, intermediate {:.1e}, bf16 storage {:.1e}, f32 sums {:.1e}, {} output "
+      "input {} {:.1e}, intermediate {:.1e}, bf16 storage {:.1e}, f32 arithmetic {:.1e}, {} output "
       "{:.1e}",
-      to_string(activations), input, intermediate, storage, accumulate, to_string(output_type),
+      to_string(activations), input, intermediate, storage, arithmetic, to_string(output_type),
       output);
   return bound;
 }

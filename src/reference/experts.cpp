@@ -71,7 +71,8 @@ class Experts final : public PackedExperts {
                           .why = "the oracle: decodes every row when it is used",
                           .bytes = bytes,
                           .flops = flops,
-                          .predicted_us = predict_us(bytes, flops, limits.read_gbps, kGflops)});
+                          .predicted_us = predict_us(bytes, flops, limits.read_gbps,
+                                                     limits.read_gbps > 0 ? kGflops : 0)});
   }
 
   void run(const RunExpertsArgs& args, Workspace workspace, Stream) const override {

@@ -253,10 +253,13 @@ ExpertWeights RandomWeights::make_expert(Random& random, const LayerSpec& spec, 
     if (gated) expert.gate.smooth_scales = expert.up.smooth_scales;  // one input meets both
   }
   expert.down = keep(random_matrix(random, width, intermediate, matrix));
+  const auto bias = [&](int64_t size) {
+    return keep(Buffer::normal(random, options.bias_type, {size}, options.bias_deviation));
+  };
   if (options.biases) {
-    if (gated) expert.gate_bias = keep(Buffer::normal(random, options.bias_type, {intermediate}));
-    expert.up_bias = keep(Buffer::normal(random, options.bias_type, {intermediate}));
-    expert.down_bias = keep(Buffer::normal(random, options.bias_type, {width}));
+    if (gated) expert.gate_bias = bias(intermediate);
+    expert.up_bias = bias(intermediate);
+    expert.down_bias = bias(width);
   }
   return expert;
 }

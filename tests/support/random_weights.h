@@ -46,6 +46,7 @@ struct WeightsOptions {
   GateUpStorage gate_up = GateUpStorage::kSeparate;
   bool biases = false;
   DataType bias_type = DataType::kBf16;
+  double bias_deviation = 1.0;
   bool router = true;
   bool logit_bias = false;
   bool selection_bias = false;
