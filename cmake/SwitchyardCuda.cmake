@@ -7,7 +7,8 @@ if(NOT SWITCHYARD_ENABLE_CUDA STREQUAL "OFF")
     set(CMAKE_CUDA_COMPILER /usr/local/cuda/bin/nvcc)
   endif()
   if(NOT DEFINED CMAKE_CUDA_ARCHITECTURES)
-    set(CMAKE_CUDA_ARCHITECTURES 90a-real)
+    # Machine code for Hopper; every other GPU from 8.0 compiles the PTX once and caches it.
+    set(CMAKE_CUDA_ARCHITECTURES 80-virtual 90a-real)
   endif()
   check_language(CUDA)
   if(CMAKE_CUDA_COMPILER)
@@ -34,10 +35,10 @@ function(switchyard_add_cuda_backend)
   find_package(CUDAToolkit REQUIRED)
   # cudart is static and opens libcuda at run time, so the same binary starts on a machine without a driver.
   target_link_libraries(switchyard PRIVATE $<BUILD_INTERFACE:CUDA::cudart_static>)
-  target_compile_features(switchyard PRIVATE cuda_std_20)
   target_compile_definitions(switchyard PRIVATE SWITCHYARD_HAS_CUDA=1)
   set_target_properties(switchyard PROPERTIES CUDA_RUNTIME_LIBRARY Static)
   target_compile_options(switchyard PRIVATE
-    $<$<COMPILE_LANGUAGE:CUDA>:-lineinfo;-Xcompiler=-fvisibility=hidden>
+    # --fmad=false for the reason of -ffp-contract=off: kernels ask for fma where they mean it.
+    $<$<COMPILE_LANGUAGE:CUDA>:-std=c++20;-lineinfo;--fmad=false;--expt-relaxed-constexpr;-Xcompiler=-fvisibility=hidden>
     $<$<AND:$<BOOL:${SWITCHYARD_WERROR}>,$<COMPILE_LANGUAGE:CUDA>>:-Werror=all-warnings>)
 endfunction()

@@ -157,8 +157,8 @@ SWITCHYARD_HOST_DEVICE inline void gating_weights(const Gating& gating, const fl
 
 /// Element `index` of a contiguous kI32 or kI64 tensor.
 SWITCHYARD_HOST_DEVICE inline int64_t index_at(const TensorView& ids, int64_t index) {
-  return ids.type == DataType::kI64 ? ids.as<const int64_t>()[index]
-                                    : ids.as<const int32_t>()[index];
+  return ids.type == DataType::kI64 ? static_cast<const int64_t*>(ids.data)[index]
+                                    : static_cast<const int32_t*>(ids.data)[index];
 }
 
 /// Hash layers: writes the experts that tid2eid [vocab, K] lists for an input id. False, with

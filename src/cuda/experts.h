@@ -1,0 +1,69 @@
+#pragma once
+// The routed (or shared) experts of one layer on a GPU: packed weights, and the steps over them
+// with the generic kernels.
+
+#include "backend.h"
+#include "core/activation_format.h"
+#include "core/workspace_layout.h"
+#include "cuda/grouped_gemm.h"
+#include "cuda/pack_weights.h"
+#include "cuda/quantize.h"
+
+namespace switchyard::cuda {
+
+/// Where the intermediates of a call lie. A batch goes through in chunks of at most chunk_tokens.
+struct ExpertsWorkspace {
+  int64_t chunk_tokens = 0;
+  WorkspaceRegion sorted_ids, sorted_weights, sorted_expert_ids, num_valid_ids, sort_scratch;
+  WorkspaceRegion input_codes, input_scales;  // of quantised activations
+  WorkspaceRegion hidden;                     // [rows, I] f32
+  WorkspaceRegion hidden_codes, hidden_scales;
+  WorkspaceRegion expert_output;  // [rows, W] f32
+  int64_t bytes = 0;
+};
+
+class CudaExperts final : public PackedExperts {
+ public:
+  CudaExperts(const LayerSpec& spec, const ExpertSource& source, const LayerOptions& options);
+
+  int64_t packed_bytes() const override { return gate_up_.bytes() + down_.bytes(); }
+  int64_t workspace_bytes(int64_t max_tokens, int64_t top_k) const override;
+  void plan(int64_t num_tokens, int64_t top_k, const MachineLimits& limits,
+            Plan& plan) const override;
+  void run(const RunExpertsArgs& args, Workspace workspace, Stream stream) const override;
+  void gate_up(const ops::GateUpArgs& args, Workspace workspace, Stream stream) const override;
+  void down(const ops::DownArgs& args, Workspace workspace, Stream stream) const override;
+  void dense(const ops::DenseArgs& args, Workspace workspace, Stream stream) const override;
+
+ private:
+  /// One chunk of a batch: what its steps have in common.
+  struct Batch {
+    GemmRowMap map{};
+    ExpertsWorkspace layout{};
+    Workspace workspace{};
+    Stream stream{};
+  };
+  ExpertsWorkspace layout(int64_t max_tokens, int64_t top_k) const;
+  Batch sort_chunk(const RunExpertsArgs& args, int64_t begin, int64_t num_tokens,
+                   const ExpertsWorkspace& layout, Workspace workspace, Stream stream) const;
+  void run_chunk(const RunExpertsArgs& args, int64_t begin, const Batch& batch) const;
+  void gate_up_rows(const Batch& batch, const TensorView& input, void* output,
+                    DataType output_type) const;
+  GemmJob down_job(const Batch& batch, const TensorView& input) const;
+  /// The GEMM's input: `input` as it is, or rounded to the activation format.
+  StoredRows stored_input(const Batch& batch, const TensorView& input, bool per_pair,
+                          const PackedMatrices& weights, WorkspaceRegion codes,
+                          WorkspaceRegion scales, bool& input_per_pair) const;
+  bool rounds_activations() const { return activations_ != ActivationFormat::kNone; }
+
+  LayerSpec spec_;
+  ActivationFormat activations_;
+  int device_;
+  PackedMatrices gate_up_;
+  PackedMatrices down_;
+};
+
+/// f32, bf16 or f16 rows as the caller has them.
+StoredRows plain_rows(const TensorView& input);
+
+}  // namespace switchyard::cuda

@@ -1,0 +1,56 @@
+#pragma once
+// Kernel launches that throw, and the few device helpers that every step needs.
+
+#include <cuda_runtime.h>
+
+#include <cstdint>
+#include <utility>
+
+#include "cuda/check.h"
+#include "cuda/token_count.h"
+
+namespace switchyard::cuda {
+
+struct LaunchShape {
+  dim3 grid{1};
+  dim3 block{1};
+  int64_t shared_bytes = 0;
+  /// The kernel may start before the one launched just before it in the stream has ended; it calls
+  /// wait_for_previous_kernel() before it reads that one's output. Ignored before sm_90.
+  bool overlap_previous = false;
+};
+
+template <class... Params, class... Args>
+void launch(void (*kernel)(Params...), const LaunchShape& shape, cudaStream_t stream,
+            Args&&... args) {
+  constexpr int64_t kDefaultSharedLimit = 48 * 1024;
+  if (shape.shared_bytes > kDefaultSharedLimit) {
+    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                               static_cast<int>(shape.shared_bytes)),
+          "cudaFuncSetAttribute");
+  }
+  cudaLaunchAttribute overlap{};
+  overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  overlap.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t config{};
+  config.gridDim = shape.grid;
+  config.blockDim = shape.block;
+  config.dynamicSmemBytes = static_cast<size_t>(shape.shared_bytes);
+  config.stream = stream;
+  config.attrs = &overlap;
+  config.numAttrs = shape.overlap_previous ? 1 : 0;
+  check(cudaLaunchKernelEx(&config, kernel, std::forward<Args>(args)...), "kernel launch");
+}
+
+__device__ inline void wait_for_previous_kernel() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+__device__ inline void let_next_kernel_start() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;");
+#endif
+}
+
+}  // namespace switchyard::cuda

@@ -1,0 +1,29 @@
+#include "cuda/linear.h"
+
+#include "cuda/experts.h"
+
+namespace switchyard::cuda {
+
+CudaLinear::CudaLinear(const WeightMatrix& matrix, const TensorView& bias,
+                       const LayerOptions& options)
+    : device_(options.device) {
+  const DeviceScope scope(device_);
+  weights_ = PackedMatrices(matrix, 1, !bias.empty(), 1);
+  weights_.pack(0, {matrix}, {bias});
+}
+
+void CudaLinear::run(const LinearArgs& args, Workspace, Stream stream) const {
+  const DeviceScope scope(device_);
+  if (args.input.extent(0) == 0) return;
+  GemmJob job{.input = plain_rows(args.input),
+              .weights = weights_.rows(),
+              .sigmoid = args.epilogue == LinearEpilogue::kSigmoid,
+              .addend = args.addend.as<const float>(),
+              .output = args.output.data,
+              .output_type = args.output.type};
+  job.map.tokens = {.limit = args.input.extent(0),
+                    .on_device = args.num_tokens.as<const int32_t>()};
+  grouped_gemm(job, stream);
+}
+
+}  // namespace switchyard::cuda

@@ -1,0 +1,192 @@
+#include "cuda/pack_weights.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cstring>
+
+#include "core/number_formats.h"
+#include "core/scale_layout.h"
+
+namespace switchyard::cuda {
+namespace {
+
+/// Copies row `row` of the stored values; the rest of the padded row stays zero.
+void copy_values(const WeightMatrix& matrix, int64_t row, char* to) {
+  const TensorView& values = matrix.values;
+  const int64_t word = element_bytes(values.type);
+  const int64_t bytes = ceil_div<int64_t>(matrix.cols * element_bits(matrix.format), 8);
+  const char* from = values.as<const char>() + row * values.stride(0) * word;
+  if (values.stride(1) == 1) {
+    std::memcpy(to, from, static_cast<size_t>(bytes));
+    return;
+  }
+  for (int64_t at = 0, i = 0; at < bytes; at += word, ++i) {
+    std::memcpy(to + at, from + i * values.stride(1) * word,
+                static_cast<size_t>(std::min(word, bytes - at)));
+  }
+}
+
+int64_t scale_row(const WeightMatrix& matrix, int64_t row) {
+  return scale_index(matrix.scale_row_begin + row * matrix.scale_row_step, matrix.scale_block.rows);
+}
+
+/// Scales of one row, one per group of columns, as the kernels keep them.
+void copy_scales(const WeightMatrix& matrix, int64_t row, int64_t num_groups, ScaleKind kind,
+                 char* to) {
+  const TensorView& scales = matrix.scales;
+  for (int64_t g = 0; g < num_groups; ++g) {
+    const int64_t at = scale_row(matrix, row) * scales.stride(0) + g * scales.stride(1);
+    if (kind == ScaleKind::kF32) {
+      const DataType type = scales.type == DataType::kU8 ? DataType::kF8E8m0 : scales.type;
+      const float scale = scales.empty() ? 1.0f : load_as_f32(scales.data, type, at);
+      std::memcpy(to + g * 4, &scale, sizeof(scale));
+    } else {
+      to[g] = scales.as<const char>()[at];
+    }
+  }
+}
+
+void copy_zero_points(const WeightMatrix& matrix, int64_t row, int64_t num_groups, char* to) {
+  const TensorView& zeros = matrix.zero_points;
+  for (int64_t g = 0; g < num_groups; ++g) {
+    to[g] = zeros.empty() ? static_cast<char>(kInt4ZeroPoint)
+                          : zeros.as<const char>()[row * zeros.stride(0) + g * zeros.stride(1)];
+  }
+}
+
+int64_t num_groups_of(const WeightMatrix& matrix) {
+  if (!matrix.scales.empty()) return matrix.scales.extent(1);
+  if (!matrix.zero_points.empty()) return matrix.zero_points.extent(1);
+  return 1;
+}
+
+/// The MX and NVFP4 kinds hold bytes; any other type of scale becomes f32.
+ScaleKind kept_scales(const WeightMatrix& matrix) {
+  const ScaleKind kind = scale_kind(matrix.format);
+  if (matrix.scales.empty() && matrix.zero_points.empty()) return ScaleKind::kNone;
+  if (matrix.scales.empty() || element_bytes(matrix.scales.type) != 1) return ScaleKind::kF32;
+  if (matrix.scales.type == DataType::kF8E4m3) return ScaleKind::kE4m3;
+  return kind == ScaleKind::kE8m0 ? kind : ScaleKind::kF32;
+}
+
+void require_like_example(bool holds, int64_t expert, const char* what) {
+  if (holds) return;
+  throw Error(
+      ErrorCode::kUnsupported,
+      fmt::format("expert {}: its {} differ from expert 0's; the CUDA backend packs experts "
+                  "that are stored alike",
+                  expert, what));
+}
+
+}  // namespace
+
+PackedMatrices::Part PackedMatrices::allocate(int64_t expert_bytes, int64_t num_experts) const {
+  return {DeviceBuffer(expert_bytes * num_experts), expert_bytes};
+}
+
+PackedMatrices::PackedMatrices(const WeightMatrix& example, int32_t halves, bool has_bias,
+                               int64_t num_experts) {
+  const int64_t rows = example.rows * halves;
+  const int64_t groups = num_groups_of(example);
+  const ScaleKind kind = kept_scales(example);
+  view_.num_rows = static_cast<int32_t>(rows);
+  view_.num_cols = static_cast<int32_t>(example.cols);
+  view_.halves = halves;
+  view_.rows.format = example.format;
+  view_.rows.row_bytes = padded_row_bytes(example.format, example.cols);
+  view_.rows.scale_kind = kind;
+  view_.rows.num_groups = static_cast<int32_t>(groups);
+  const int64_t width = groups == 1 ? 0 : example.scale_block.cols;
+  view_.rows.group_size = static_cast<int32_t>(width);
+
+  const auto some = [&](bool present, int64_t expert_bytes) {
+    return allocate(present ? expert_bytes : 0, num_experts);
+  };
+  values_ = allocate(rows * view_.rows.row_bytes, num_experts);
+  scales_ = some(kind != ScaleKind::kNone, rows * groups * scale_kind_bytes(kind));
+  zero_points_ = some(!example.zero_points.empty(), rows * groups);
+  group_index_ = some(!example.group_index.empty(), halves * example.cols * 4);
+  smooth_ = some(!example.smooth_scales.empty(), example.cols * 4);
+  global_ = some(example.global_scale != 1.0f || example.format == Format::kNvfp4, halves * 4);
+  bias_ = some(has_bias, rows * 4);
+
+  view_.rows.values = values_.memory.data();
+  view_.expert_bytes = values_.expert_bytes;
+  view_.rows.scales = scales_.memory.data();
+  view_.expert_scales = rows * groups;
+  view_.zero_points = zero_points_.memory.as<const uint8_t>();
+  view_.group_index = group_index_.memory.as<const int32_t>();
+  view_.smooth_scales = smooth_.memory.as<const float>();
+  view_.global_scales = global_.memory.as<const float>();
+  view_.bias = bias_.memory.as<const float>();
+}
+
+int64_t PackedMatrices::bytes() const {
+  int64_t sum = 0;
+  for (const Part* part :
+       {&values_, &scales_, &zero_points_, &group_index_, &smooth_, &global_, &bias_}) {
+    sum += part->memory.bytes();
+  }
+  return sum;
+}
+
+void PackedMatrices::pack(int64_t expert, const std::vector<WeightMatrix>& matrices,
+                          const std::vector<TensorView>& biases) {
+  const auto halves = static_cast<int64_t>(matrices.size());
+  const int64_t groups = view_.rows.num_groups;
+  for (const WeightMatrix& m : matrices) {
+    require_like_example(m.format == view_.rows.format && m.cols == view_.num_cols &&
+                             m.rows * halves == view_.num_rows,
+                         expert, "format and shape");
+    require_like_example(kept_scales(m) == view_.rows.scale_kind && num_groups_of(m) == groups,
+                         expert, "scales");
+    require_like_example(m.group_index.empty() == (view_.group_index == nullptr) &&
+                             m.smooth_scales.empty() == (view_.smooth_scales == nullptr) &&
+                             (m.zero_points.empty() || view_.zero_points != nullptr) &&
+                             (m.global_scale == 1.0f || view_.global_scales != nullptr),
+                         expert, "zero points, group index, smooth or global scales");
+  }
+  // fill(half, source row, destination of the packed row); rows of the halves alternate.
+  const auto upload = [&](const Part& part, int64_t num_rows, int64_t row_bytes, auto fill) {
+    if (part.memory.bytes() == 0) return;
+    staging_.assign(static_cast<size_t>(part.expert_bytes), 0);
+    for (int64_t r = 0; r < num_rows; ++r) {
+      fill(static_cast<size_t>(r % halves), r / halves, staging_.data() + r * row_bytes);
+    }
+    part.memory.copy_from_host(expert * part.expert_bytes, staging_.data(), part.expert_bytes);
+  };
+  const int64_t rows = view_.num_rows;
+  const int64_t scale_bytes = groups * scale_kind_bytes(view_.rows.scale_kind);
+  upload(values_, rows, view_.rows.row_bytes,
+         [&](size_t h, int64_t r, char* to) { copy_values(matrices[h], r, to); });
+  upload(scales_, rows, scale_bytes, [&](size_t h, int64_t r, char* to) {
+    copy_scales(matrices[h], r, groups, view_.rows.scale_kind, to);
+  });
+  upload(zero_points_, rows, groups,
+         [&](size_t h, int64_t r, char* to) { copy_zero_points(matrices[h], r, groups, to); });
+  const int64_t cols = view_.num_cols;
+  upload(group_index_, halves, cols * 4, [&](size_t h, int64_t, char* to) {
+    const TensorView& index = matrices[h].group_index;
+    for (int64_t c = 0; c < cols; ++c) {
+      std::memcpy(to + c * 4, index.as<const char>() + c * index.stride(0) * 4, 4);
+    }
+  });
+  upload(smooth_, 1, 0, [&](size_t, int64_t, char* to) {
+    const TensorView& smooth = matrices.back().smooth_scales;  // gate and up share their input
+    for (int64_t c = 0; c < cols; ++c) {
+      const float value = load_as_f32(smooth.data, smooth.type, c * smooth.stride(0));
+      std::memcpy(to + c * 4, &value, sizeof(value));
+    }
+  });
+  upload(global_, halves, 4, [&](size_t h, int64_t, char* to) {
+    std::memcpy(to, &matrices[h].global_scale, sizeof(float));
+  });
+  upload(bias_, rows, 4, [&](size_t h, int64_t r, char* to) {
+    const TensorView& bias = biases[h];
+    const float value = bias.empty() ? 0.0f : load_as_f32(bias.data, bias.type, r * bias.stride(0));
+    std::memcpy(to, &value, sizeof(value));
+  });
+}
+
+}  // namespace switchyard::cuda

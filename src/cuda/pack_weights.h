@@ -1,0 +1,41 @@
+#pragma once
+// Weights of a layer or of one matrix, from the checkpoint's host views to the generic kernels'
+// layout on the device.
+
+#include <vector>
+
+#include "cuda/device_buffer.h"
+#include "cuda/stored_rows.h"
+#include "switchyard/weights.h"
+
+namespace switchyard::cuda {
+
+/// One matrix (or a gate/up pair, rows alternating) per expert.
+class PackedMatrices {
+ public:
+  PackedMatrices() = default;
+  /// Allocates for num_experts matrices shaped and stored like `example` (halves: 2 when the first
+  /// is a gate). Everything that only some matrices may have is decided by the example.
+  PackedMatrices(const WeightMatrix& example, int32_t halves, bool has_bias, int64_t num_experts);
+
+  /// `matrices` holds `halves` of them, `biases` likewise (empty views: 0).
+  void pack(int64_t expert, const std::vector<WeightMatrix>& matrices,
+            const std::vector<TensorView>& biases);
+
+  const WeightRows& rows() const { return view_; }
+  bool has_smooth_scales() const { return view_.smooth_scales != nullptr; }
+  int64_t bytes() const;
+
+ private:
+  struct Part {
+    DeviceBuffer memory;
+    int64_t expert_bytes = 0;
+  };
+  Part allocate(int64_t expert_bytes, int64_t num_experts) const;
+
+  WeightRows view_{};
+  Part values_, scales_, zero_points_, group_index_, smooth_, global_, bias_;
+  std::vector<char> staging_;
+};
+
+}  // namespace switchyard::cuda

@@ -1,0 +1,360 @@
+// Quantisation to the bits of core/block_quantize.h. Blocks of 8 to 256 columns: a thread owns
+// eight columns and its neighbours share the block, one pass. Whole rows and odd blocks: a thread
+// block each, two passes, the second from the L1. Whole tensors: one kernel for the largest
+// magnitude, one for the codes.
+
+#include "core/block_quantize.h"
+#include "core/expert_sort.h"
+#include "core/scale_layout.h"
+#include "cuda/launch.cuh"
+#include "cuda/quantize.h"
+#include "cuda/vector_io.cuh"
+
+namespace switchyard::cuda {
+namespace {
+
+constexpr int kThreads = 256;
+constexpr int kInFlight = 2;  // vectors that a thread loads before it uses one
+constexpr uint32_t kMagnitude = 0x7fffffffu;
+constexpr uint32_t kAll = ~0u;
+
+struct Row {
+  int64_t input, output;  // input -1: zeros
+  const float* channel_scale;
+};
+
+/// Where row r of the launch reads and writes; false: nowhere.
+__device__ bool pick_row(const QuantizeJob& job, int64_t r, Row& row) {
+  row = {r, r, job.channel_scale};
+  if (job.sorted_ids != nullptr) {
+    if (r >= job.num_valid_ids[0]) return false;
+    const int32_t packed = job.sorted_ids[r];
+    const int64_t token = packed_token(packed);
+    if (packed_slot(packed) >= job.top_k) return false;
+    row.output = token * job.top_k + packed_slot(packed);
+    row.input = job.input_per_pair ? row.output : token;
+    row.channel_scale += job.sorted_expert_ids[r / job.unit_size] * job.channel_scale_stride;
+    return true;
+  }
+  if (r >= job.rows.value()) return false;
+  if (job.row_index != nullptr) {
+    row.input = job.row_index[r];
+    if (row.input >= job.num_input_rows) row.input = -1;
+  }
+  return true;
+}
+
+/// Raw numbers to what is quantised: subnormals are zero, channel scales multiply.
+__device__ void prepare(const QuantizeJob& job, const Row& row, int64_t col, float (&v)[kVector]) {
+#pragma unroll
+  for (int j = 0; j < kVector; ++j) v[j] = flush_subnormal(v[j]);
+  if (job.channel_scale == nullptr || row.input < 0) return;
+#pragma unroll
+  for (int j = 0; j < kVector; ++j) {
+    if (col + j < job.cols) v[j] = quantizer_input(v[j], row.channel_scale[col + j]);
+  }
+}
+__device__ uint32_t largest(const float (&v)[kVector]) {
+  uint32_t bits = 0;
+#pragma unroll
+  for (int j = 0; j < kVector; ++j) bits = max(bits, __float_as_uint(v[j]) & kMagnitude);
+  return bits;
+}
+
+__device__ BlockScale scale_of(const QuantizeJob& job, uint32_t amax_bits) {
+  return block_scale({.format = job.format,
+                      .rounding = job.rounding,
+                      .power_of_two_scales = job.power_of_two_scales,
+                      .scale_type = job.scale_type,
+                      .global_scale = job.global_scale},
+                     amax_bits);
+}
+__device__ void store_scale(const QuantizeJob& job, int64_t index, float stored) {
+  switch (job.scale_type) {
+    case DataType::kF32: static_cast<float*>(job.scales)[index] = stored; return;
+    case DataType::kBf16: static_cast<uint16_t*>(job.scales)[index] = f32_to_bf16(stored); return;
+    case DataType::kF8E4m3:
+      static_cast<uint8_t*>(job.scales)[index] = f32_to_fp8_e4m3(stored);
+      return;
+    default:  // E8M0: a power of two, or NaN; its exponent field is the code
+      static_cast<uint8_t*>(job.scales)[index] =
+          static_cast<uint8_t>(__float_as_uint(stored) >> 23);
+  }
+}
+
+/// Codes of eight values, the first in the low bits: 64 bits, or 32 of 4-bit formats.
+__device__ uint2 encode(Format format, const float (&v)[kVector], float inverse) {
+  uint32_t code[kVector];
+  switch (format) {
+    case Format::kInt8:
+#pragma unroll
+      for (int j = 0; j < kVector; ++j) {
+        code[j] = static_cast<uint8_t>(f32_to_int8(v[j] * inverse));
+      }
+      break;
+    case Format::kInt4:
+#pragma unroll
+      for (int j = 0; j < kVector; ++j) code[j] = f32_to_int4(v[j] * inverse);
+      break;
+    case Format::kMxfp4:
+    case Format::kNvfp4:
+#pragma unroll
+      for (int j = 0; j < kVector; ++j) code[j] = fp4_e2m1_code(v[j] * inverse);
+      break;
+    default: {
+      uint32_t two[4];
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+        two[j] = pack_fp8_e4m3(v[2 * j] * inverse, v[2 * j + 1] * inverse);
+      }
+      return {two[0] | two[1] << 16, two[2] | two[3] << 16};
+    }
+  }
+  uint2 packed{0, 0};
+  const bool nibbles = format != Format::kInt8;
+#pragma unroll
+  for (int j = 0; j < kVector; ++j) {
+    if (nibbles) {
+      packed.x |= code[j] << (4 * j);
+    } else if (j < 4) {
+      packed.x |= code[j] << (8 * j);
+    } else {
+      packed.y |= code[j] << (8 * (j - 4));
+    }
+  }
+  return packed;
+}
+
+/// Codes of columns col .. col + 7 (those before job.cols) of an output row.
+__device__ void store_codes(const QuantizeJob& job, int64_t row, int64_t col, uint2 codes,
+                            bool aligned) {
+  auto* out = static_cast<uint8_t*>(job.values) + row * job.value_row_bytes;
+  const bool nibbles = element_bits(job.format) == 4;
+  out += nibbles ? col / 2 : col;
+  if (aligned) {
+    if (nibbles) {
+      *reinterpret_cast<uint32_t*>(out) = codes.x;
+    } else {
+      *reinterpret_cast<uint2*>(out) = codes;
+    }
+    return;
+  }
+  const int64_t left = min(job.cols - col, int64_t{kVector});
+  const int64_t bytes = nibbles ? (left + 1) / 2 : left;
+#pragma unroll
+  for (int i = 0; i < kVector; ++i) {
+    const uint32_t word = i < 4 ? codes.x : codes.y;
+    if (i < bytes) out[i] = static_cast<uint8_t>(word >> (i % 4 * 8));
+  }
+}
+
+/// Codes of eight prepared values. An odd row's last nibble is the code of a zero.
+__device__ void write_vector(const QuantizeJob& job, const Row& row, int64_t col,
+                             const float (&v)[kVector], const BlockScale& scale, bool aligned) {
+  uint2 codes = encode(job.format, v, scale.inverse);
+  if (scale.inverse == 0.0f) {
+    const uint32_t zero = job.format == Format::kInt4 ? 0x88888888u : 0u;
+    codes = {zero, zero};
+  }
+  store_codes(job, row.output, col, codes, aligned);
+}
+
+/// Blocks of 8 << n columns; blockDim.x threads share a row, blockDim.y rows a thread block.
+__global__ void __launch_bounds__(kThreads) quantize_blocks_kernel(const QuantizeJob job) {
+  Row row;
+  const int64_t r = static_cast<int64_t>(blockIdx.x) * blockDim.y + threadIdx.y;
+  const int64_t num_rows = job.sorted_ids != nullptr ? job.num_sorted : job.rows.limit;
+  if (r >= num_rows || !pick_row(job, r, row)) return;
+  const int lanes = static_cast<int>(job.scale_block.cols) / kVector;
+  const int64_t num_blocks = ceil_div(job.cols, job.scale_block.cols);
+  const int64_t num_vectors = num_blocks * lanes;
+  const int64_t step = blockDim.x * kInFlight;
+  for (int64_t first = threadIdx.x; first - threadIdx.x < num_vectors; first += step) {
+    RawVector raw[kInFlight];
+#pragma unroll
+    for (int i = 0; i < kInFlight; ++i) {
+      const int64_t col = (first + i * blockDim.x) * kVector;
+      raw[i] = RawVector{};
+      if (col < job.cols && row.input >= 0) {
+        raw[i] = load_raw(job.input, job.input_type, row.input * job.cols + col);
+      }
+    }
+#pragma unroll
+    for (int i = 0; i < kInFlight; ++i) {
+      const int64_t vector = first + i * blockDim.x;
+      float v[kVector];
+      unpack(raw[i], job.input_type, v);
+      prepare(job, row, vector * kVector, v);
+      uint32_t amax = largest(v);
+      for (int width = 1; width < lanes; width *= 2) {
+        amax = max(amax, __shfl_xor_sync(kAll, amax, width));
+      }
+      if (vector >= num_vectors) continue;
+      const BlockScale scale = scale_of(job, amax);
+      if (vector % lanes == 0) {
+        store_scale(job, row.output * num_blocks + vector / lanes, scale.stored);
+      }
+      if (vector * kVector < job.cols) {
+        write_vector(job, row, vector * kVector, v, scale, true);
+      }
+    }
+  }
+}
+
+__device__ uint32_t block_max(uint32_t value) {
+  __shared__ uint32_t warp_max[kThreads / 32];
+  value = __reduce_max_sync(kAll, value);
+  if (threadIdx.x % 32 == 0) warp_max[threadIdx.x / 32] = value;
+  __syncthreads();
+  value = threadIdx.x % 32 < kThreads / 32 ? warp_max[threadIdx.x % 32] : 0u;
+  return __reduce_max_sync(kAll, value);
+}
+
+__device__ void load_prepared(const QuantizeJob& job, const Row& row, int64_t col, int64_t end,
+                              bool aligned, float (&v)[kVector]) {
+#pragma unroll
+  for (int j = 0; j < kVector; ++j) v[j] = 0.0f;
+  if (row.input >= 0) {
+    const int64_t first = row.input * job.cols;
+    load_vector(job.input, job.input_type, first + col, first + end, aligned, v);
+  }
+  prepare(job, row, col, v);
+}
+
+/// Any block of height x width: one thread block each.
+__global__ void __launch_bounds__(kThreads)
+    quantize_wide_kernel(const QuantizeJob job, int64_t num_rows, int64_t height, int64_t width,
+                         bool aligned) {
+  const int64_t begin = blockIdx.y * width;
+  const int64_t end = min(begin + width, job.cols);
+  const int64_t first_row = blockIdx.x * height;
+  const int64_t last_row = min(first_row + height, num_rows);
+  const int64_t first_col = begin + threadIdx.x * kVector;
+  constexpr int64_t kStep = kThreads * kVector;
+  uint32_t amax = 0;
+  float v[kVector];
+  Row row{};
+  bool any = num_rows == 0;
+  for (int64_t r = first_row; r < last_row; ++r) {
+    if (!pick_row(job, r, row)) continue;
+    any = true;
+    for (int64_t col = first_col; col < end; col += kStep) {
+      load_prepared(job, row, col, end, aligned, v);
+      amax = max(amax, largest(v));
+    }
+  }
+  if (!any) return;
+  const BlockScale scale = scale_of(job, block_max(amax));
+  const int64_t scale_row = height == 1 ? row.output : blockIdx.x;
+  if (threadIdx.x == 0) store_scale(job, scale_row * gridDim.y + blockIdx.y, scale.stored);
+  QuantizeJob block = job;
+  block.cols = end;
+  for (int64_t r = first_row; r < last_row; ++r) {
+    if (!pick_row(job, r, row)) continue;
+    for (int64_t col = first_col; col < end; col += kStep) {
+      load_prepared(job, row, col, end, aligned, v);
+      write_vector(block, row, col, v, scale, aligned);
+    }
+  }
+}
+
+/// scales[0] holds the bits of the largest magnitude between these kernels.
+__global__ void __launch_bounds__(kThreads)
+    tensor_amax_kernel(const QuantizeJob job, int64_t num_rows, bool aligned) {
+  uint32_t amax = 0;
+  float v[kVector];
+  for (int64_t r = blockIdx.x; r < num_rows; r += gridDim.x) {
+    Row row;
+    if (!pick_row(job, r, row)) continue;
+    for (int64_t col = threadIdx.x * kVector; col < job.cols; col += kThreads * kVector) {
+      load_prepared(job, row, col, job.cols, aligned, v);
+      amax = max(amax, largest(v));
+    }
+  }
+  amax = block_max(amax);
+  if (threadIdx.x == 0) atomicMax(static_cast<uint32_t*>(job.scales), amax);
+}
+__global__ void __launch_bounds__(kThreads)
+    tensor_codes_kernel(const QuantizeJob job, int64_t num_rows, bool aligned) {
+  const BlockScale scale = scale_of(job, *static_cast<const uint32_t*>(job.scales));
+  float v[kVector];
+  for (int64_t r = blockIdx.x; r < num_rows; r += gridDim.x) {
+    Row row;
+    if (!pick_row(job, r, row)) continue;
+    for (int64_t col = threadIdx.x * kVector; col < job.cols; col += kThreads * kVector) {
+      load_prepared(job, row, col, job.cols, aligned, v);
+      write_vector(job, row, col, v, scale, aligned);
+    }
+  }
+}
+__global__ void tensor_scale_kernel(const QuantizeJob job) {
+  store_scale(job, 0, scale_of(job, *static_cast<const uint32_t*>(job.scales)).stored);
+}
+
+void quantize_tensor(const QuantizeJob& job, int64_t num_rows, bool aligned, cudaStream_t stream) {
+  constexpr int64_t kMaxBlocks = 4096;
+  const auto blocks = static_cast<unsigned>(num_rows < kMaxBlocks ? num_rows : kMaxBlocks);
+  check(cudaMemsetAsync(job.scales, 0, sizeof(float), stream), "cudaMemsetAsync");
+  if (num_rows > 0) {
+    const LaunchShape shape{.grid = blocks, .block = kThreads};
+    launch(tensor_amax_kernel, shape, stream, job, num_rows, aligned);
+    launch(tensor_codes_kernel, shape, stream, job, num_rows, aligned);
+  }
+  launch(tensor_scale_kernel, {}, stream, job);
+}
+
+/// Threads of a row: as few idle ones as possible in the last round.
+int row_threads(int64_t num_vectors) {
+  constexpr int kWarp = 32;
+  int best = kWarp;
+  int64_t best_cost = INT64_MAX;
+  for (int threads = kThreads; threads >= kWarp; threads -= kWarp) {
+    const int64_t rounds = ceil_div<int64_t>(num_vectors, threads * kInFlight);
+    const int64_t cost = rounds * threads;
+    if (cost < best_cost && (threads >= kThreads / 2 || kThreads % threads == 0)) {
+      best = threads;
+      best_cost = cost;
+    }
+  }
+  return best;
+}
+
+bool neighbours_share(const QuantizeJob& job, bool aligned) {
+  const int64_t cols = job.scale_block.cols;
+  return aligned && cols >= kVector && cols <= 32 * kVector && (cols & (cols - 1)) == 0;
+}
+
+}  // namespace
+
+void quantize(const QuantizeJob& job, Stream stream) {
+  const auto cuda_stream = static_cast<cudaStream_t>(stream.handle);
+  const int64_t num_rows = job.sorted_ids != nullptr ? job.num_sorted : job.rows.limit;
+  const int64_t code_bytes = element_bits(job.format);  // of a vector
+  const bool aligned = vectors_aligned(job.input, job.cols, job.input_type) &&
+                       job.value_row_bytes % code_bytes == 0 &&
+                       reinterpret_cast<uintptr_t>(job.values) % 8 == 0;
+  const ScaleBlock block = job.scale_block;
+  if (block == ScaleBlock{0, 0} && job.scale_type == DataType::kF32) {
+    return quantize_tensor(job, num_rows, aligned, cuda_stream);
+  }
+  if (block.rows != 0 && (num_rows == 0 || job.cols == 0)) return;
+  if (block.rows == 1 && neighbours_share(job, aligned)) {
+    const int64_t vectors = ceil_div(job.cols, block.cols) * block.cols / kVector;
+    const int x = row_threads(vectors);
+    const int y = kThreads / x;
+    launch(quantize_blocks_kernel,
+           {.grid = static_cast<unsigned>(ceil_div<int64_t>(num_rows, y)),
+            .block = dim3(static_cast<unsigned>(x), static_cast<unsigned>(y))},
+           cuda_stream, job);
+    return;
+  }
+  const int64_t width = block.cols == 0 ? job.cols : block.cols;
+  const int64_t height = block.rows == 0 ? num_rows : block.rows;
+  launch(quantize_wide_kernel,
+         {.grid = dim3(static_cast<unsigned>(scale_rows(block, num_rows)),
+                       static_cast<unsigned>(scale_cols(block, job.cols))),
+          .block = kThreads},
+         cuda_stream, job, num_rows, height, width, aligned && width % kVector == 0);
+}
+
+}  // namespace switchyard::cuda

@@ -1,0 +1,33 @@
+#pragma once
+// Router logits to experts, with the batch as a kernel sees it.
+
+#include "cuda/token_count.h"
+#include "switchyard/layer_spec.h"
+#include "switchyard/tensor.h"
+
+namespace switchyard::cuda {
+
+struct RouteJob {
+  RoutingSpec spec{};
+  const void* logits = nullptr;  ///< [T, E]
+  DataType logits_type = DataType::kF32;
+  const void* logit_bias = nullptr;  ///< [E] or null
+  DataType logit_bias_type = DataType::kF32;
+  const float* selection_bias = nullptr;    ///< [E] or null
+  const float* per_expert_scale = nullptr;  ///< [E] or null
+  const void* input_ids = nullptr;          ///< [T], hash layers
+  bool input_ids_wide = false;              ///< int64
+  const void* tid2eid = nullptr;            ///< [vocab, K], hash layers
+  bool tid2eid_wide = false;
+  int64_t vocab = 0;
+  TokenCount tokens{};
+  int32_t num_experts = 0;  ///< without fused shared experts
+  int32_t top_k = 0;        ///< likewise
+  int32_t num_fused_shared = 0;
+  float fused_shared_weight = 1.0f;
+  int32_t* topk_ids = nullptr;    ///< [T, top_k + num_fused_shared]
+  float* topk_weights = nullptr;  ///< likewise
+};
+void route(const RouteJob& job, Stream stream);
+
+}  // namespace switchyard::cuda

@@ -1,0 +1,151 @@
+#pragma once
+// Eight numbers at a time between memory and f32 registers, with the GPU's own conversions. The
+// type is a runtime value that a whole kernel agrees on: a branch costs nothing beside a load.
+
+#include <cuda_runtime.h>
+
+#include <cstdint>
+
+#include "core/number_formats.h"
+
+namespace switchyard::cuda {
+
+inline constexpr int kVector = 8;
+
+__device__ inline float f16_bits_to_f32(uint32_t bits) {
+  float value;
+  asm("cvt.f32.f16 %0, %1;" : "=f"(value) : "h"(static_cast<uint16_t>(bits)));
+  return value;
+}
+__device__ inline uint32_t pack_bf16(float low, float high) {
+  uint32_t packed;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(packed) : "f"(high), "f"(low));
+  return packed;
+}
+__device__ inline uint32_t pack_f16(float low, float high) {
+  uint32_t packed;
+  asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(packed) : "f"(high), "f"(low));
+  return packed;
+}
+/// Two E4M3 codes, saturating; equal to f32_to_fp8_e4m3 for every float (tests/gpu).
+__device__ inline uint32_t pack_fp8_e4m3(float low, float high) {
+#if __CUDA_ARCH__ >= 890
+  uint16_t packed;
+  asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;" : "=h"(packed) : "f"(high), "f"(low));
+  return packed;
+#else
+  return f32_to_fp8_e4m3(low) | static_cast<uint32_t>(f32_to_fp8_e4m3(high)) << 8;
+#endif
+}
+/// f32_to_fp4_e2m1 in ten instructions: below 2 the codes are multiples of 0.5, which adding
+/// 2^22 rounds to; above, exponent and first mantissa bit are the code.
+__device__ inline uint32_t fp4_e2m1_code(float value) {
+  const float magnitude = fminf(fabsf(value), kFp4E2m1Max);  // NaN gives 6, as the contract has it
+  const uint32_t fine = __float_as_uint(magnitude + 4194304.0f) & 7u;
+  const uint32_t bits = __float_as_uint(magnitude);
+  const uint32_t coarse = ((bits + 0x1fffffu + (bits >> 22 & 1u)) >> 22) - (127u << 1) + 2u;
+  const uint32_t sign = value != value ? 0u : __float_as_uint(value) >> 28 & 8u;
+  return (magnitude < 2.0f ? fine : coarse) | sign;
+}
+
+/// Whether vectors of this tensor may be read or written whole.
+inline bool vectors_aligned(const void* data, int64_t columns, DataType type) {
+  return columns % kVector == 0 && reinterpret_cast<uintptr_t>(data) % 16 == 0 &&
+         element_bytes(type) * kVector % 16 == 0;
+}
+
+__device__ inline void unpack_bf16(uint4 raw, float (&v)[kVector]) {
+  const uint32_t words[4] = {raw.x, raw.y, raw.z, raw.w};
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    v[2 * i] = __uint_as_float(words[i] << 16);
+    v[2 * i + 1] = __uint_as_float(words[i] & 0xffff0000u);
+  }
+}
+__device__ inline void unpack_f16(uint4 raw, float (&v)[kVector]) {
+  const uint32_t words[4] = {raw.x, raw.y, raw.z, raw.w};
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    v[2 * i] = f16_bits_to_f32(words[i] & 0xffffu);
+    v[2 * i + 1] = f16_bits_to_f32(words[i] >> 16);
+  }
+}
+
+/// One f32, bf16 or f16 number.
+__device__ inline float load_one(const void* data, DataType type, int64_t index) {
+  switch (type) {
+    case DataType::kF32: return static_cast<const float*>(data)[index];
+    case DataType::kBf16: return bf16_to_f32(static_cast<const uint16_t*>(data)[index]);
+    default: return f16_bits_to_f32(static_cast<const uint16_t*>(data)[index]);
+  }
+}
+__device__ inline void store_one(void* data, DataType type, int64_t index, float value) {
+  switch (type) {
+    case DataType::kF32: static_cast<float*>(data)[index] = value; return;
+    case DataType::kBf16:
+      static_cast<uint16_t*>(data)[index] = static_cast<uint16_t>(pack_bf16(value, 0.0f));
+      return;
+    default: static_cast<uint16_t*>(data)[index] = static_cast<uint16_t>(pack_f16(value, 0.0f));
+  }
+}
+
+/// Eight numbers as they lie in memory; f32 needs both halves.
+struct RawVector {
+  uint4 first, second;
+};
+/// Only loads, so that a kernel can have several of these in flight before it unpacks one.
+__device__ inline RawVector load_raw(const void* data, DataType type, int64_t index) {
+  RawVector raw{};
+  const bool wide = type == DataType::kF32;
+  const auto* at =
+      reinterpret_cast<const uint4*>(static_cast<const char*>(data) + index * (wide ? 4 : 2));
+  raw.first = at[0];
+  if (wide) raw.second = at[1];
+  return raw;
+}
+__device__ inline void unpack(const RawVector& raw, DataType type, float (&v)[kVector]) {
+  if (type == DataType::kBf16) return unpack_bf16(raw.first, v);
+  if (type != DataType::kF32) return unpack_f16(raw.first, v);
+  const uint32_t words[kVector] = {raw.first.x,  raw.first.y,  raw.first.z,  raw.first.w,
+                                   raw.second.x, raw.second.y, raw.second.z, raw.second.w};
+#pragma unroll
+  for (int j = 0; j < kVector; ++j) v[j] = __uint_as_float(words[j]);
+}
+
+/// Numbers index .. index + 7; those from `end` on are 0. `aligned` says that whole vectors may be
+/// read (and that `end` is a multiple of 8 away).
+__device__ inline void load_vector(const void* data, DataType type, int64_t index, int64_t end,
+                                   bool aligned, float (&v)[kVector]) {
+  if (aligned) return unpack(load_raw(data, type, index), type, v);
+#pragma unroll
+  for (int j = 0; j < kVector; ++j) {
+    v[j] = index + j < end ? load_one(data, type, index + j) : 0.0f;
+  }
+}
+
+__device__ inline void store_vector(void* data, DataType type, int64_t index, int64_t end,
+                                    bool aligned, const float (&v)[kVector]) {
+  if (!aligned) {
+#pragma unroll
+    for (int j = 0; j < kVector; ++j) {
+      if (index + j < end) store_one(data, type, index + j, v[j]);
+    }
+    return;
+  }
+  if (type == DataType::kF32) {
+    float4* at = reinterpret_cast<float4*>(static_cast<float*>(data) + index);
+    at[0] = float4{v[0], v[1], v[2], v[3]};
+    at[1] = float4{v[4], v[5], v[6], v[7]};
+    return;
+  }
+  uint4 raw;
+  if (type == DataType::kBf16) {
+    raw = {pack_bf16(v[0], v[1]), pack_bf16(v[2], v[3]), pack_bf16(v[4], v[5]),
+           pack_bf16(v[6], v[7])};
+  } else {
+    raw = {pack_f16(v[0], v[1]), pack_f16(v[2], v[3]), pack_f16(v[4], v[5]), pack_f16(v[6], v[7])};
+  }
+  *reinterpret_cast<uint4*>(static_cast<uint16_t*>(data) + index) = raw;
+}
+
+}  // namespace switchyard::cuda

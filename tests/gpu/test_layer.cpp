@@ -1,0 +1,201 @@
+// Whole layers through the public API on the GPU: against the reference, captured in a graph that
+// is replayed with another token count, and from several streams at once.
+
+#include <gtest/gtest.h>
+
+#include <string>
+#include <vector>
+
+#include "gpu/device_tensor.h"
+#include "support/compare.h"
+#include "support/random.h"
+#include "support/random_weights.h"
+#include "switchyard/layer.h"
+
+namespace switchyard {
+namespace {
+
+using test::Buffer;
+using test::DeviceTensor;
+using test::Random;
+
+LayerSpec deepseek_like() {
+  LayerSpec spec{.num_experts = 33,
+                 .top_k = 5,
+                 .hidden_size = 256,
+                 .intermediate_size = 96,
+                 .routing = {.scoring = Scoring::kSigmoid,
+                             .renormalize_epsilon = 1e-20f,
+                             .num_groups = 4,
+                             .topk_groups = 2,
+                             .routed_scaling_factor = 2.5f},
+                 .num_fused_shared = 1};
+  return spec;
+}
+LayerSpec qwen_like() {
+  return {.num_experts = 16,
+          .top_k = 4,
+          .hidden_size = 200,
+          .intermediate_size = 72,
+          .shared = {.intermediate_size = 88, .sigmoid_gate = true}};
+}
+LayerSpec latent_like() {
+  return {.num_experts = 16,
+          .top_k = 4,
+          .hidden_size = 200,
+          .intermediate_size = 72,
+          .latent_size = 120,
+          .activation = {.kind = Activation::kRelu2}};
+}
+
+/// A layer on the GPU, the same on the reference, and what a forward of T tokens needs.
+struct Layers {
+  Layers(const LayerSpec& spec, const test::RandomWeights& weights)
+      : gpu(Layer::create(spec, weights.weights(), {.backend = BackendKind::kCuda})),
+        reference(Layer::create(spec, weights.weights(), {.backend = BackendKind::kReference})) {}
+  Layer gpu, reference;
+
+  Buffer expected(const Buffer& hidden) const {
+    const int64_t tokens = hidden.view().extent(0);
+    Buffer output(hidden.view().type, {tokens, hidden.view().extent(1)});
+    const test::GuardedMemory workspace(reference.workspace_bytes(tokens));
+    reference.forward({.hidden_states = hidden, .output = output}, workspace.workspace());
+    return output;
+  }
+};
+
+TEST(GpuLayer, ModelFamilies) {
+  for (const LayerSpec& spec : {deepseek_like(), qwen_like(), latent_like()}) {
+    const test::RandomWeights weights(
+        spec, {.biases = false, .logit_bias = true, .selection_bias = spec.num_fused_shared > 0});
+    const Layers layers(spec, weights);
+    for (const DataType type : {DataType::kF32, DataType::kBf16, DataType::kF16}) {
+      for (const int64_t t : {1, 33, 200}) {
+        SCOPED_TRACE("H " + std::to_string(spec.hidden_size) + " T " + std::to_string(t));
+        Random random(21);
+        const Buffer hidden = Buffer::normal(random, type, {t, spec.hidden_size});
+        const Buffer want = layers.expected(hidden);
+        const DeviceTensor x(hidden), y(Buffer(type, {t, spec.hidden_size}));
+        const cuda::DeviceBuffer workspace = test::device_workspace(layers.gpu.workspace_bytes(t));
+        layers.gpu.forward({.hidden_states = x, .output = y}, test::workspace_of(workspace));
+        EXPECT_TRUE(test::within(y.fetch(), want, error_bound(spec, BackendKind::kCpu, type)));
+      }
+    }
+  }
+}
+
+struct Graph {
+  cudaStream_t stream = nullptr;
+  cudaGraphExec_t exec = nullptr;
+
+  template <class Body>
+  explicit Graph(Body body) {
+    cuda::check(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "cudaStreamCreate");
+    cudaGraph_t graph = nullptr;
+    cuda::check(cudaStreamBeginCapture(stream, cudaStreamCaptureModeGlobal), "begin capture");
+    body(Stream{stream});
+    cuda::check(cudaStreamEndCapture(stream, &graph), "end capture");
+    cuda::check(cudaGraphInstantiate(&exec, graph, 0), "instantiate");
+    cuda::check(cudaGraphDestroy(graph), "destroy");
+  }
+  void replay() const {
+    cuda::check(cudaGraphLaunch(exec, stream), "launch");
+    cuda::check(cudaStreamSynchronize(stream), "synchronize");
+  }
+  ~Graph() {
+    cudaGraphExecDestroy(exec);
+    cudaStreamDestroy(stream);
+  }
+  Graph(const Graph&) = delete;
+  Graph& operator=(const Graph&) = delete;
+};
+
+TEST(GpuLayer, GraphReplaysWithAnotherTokenCountAndInput) {
+  const LayerSpec spec = deepseek_like();
+  const test::RandomWeights weights(spec, {.selection_bias = true});
+  const Layers layers(spec, weights);
+  constexpr int64_t kTokens = 1200;  // two-phase sorting
+  Random random(23);
+  const int64_t width = spec.hidden_size;
+  const DeviceTensor x(Buffer::zeros(DataType::kBf16, {kTokens, width}));
+  const DeviceTensor y(Buffer(DataType::kBf16, {kTokens, width}));
+  const DeviceTensor count(Buffer::zeros(DataType::kI32, {1}));
+  const cuda::DeviceBuffer workspace = test::device_workspace(layers.gpu.workspace_bytes(kTokens));
+  const Graph graph([&](Stream stream) {
+    layers.gpu.forward({.hidden_states = x, .output = y, .num_tokens = count},
+                       test::workspace_of(workspace), stream);
+  });
+  for (const int64_t n : {1200, 0, 1, 65, 1199}) {
+    SCOPED_TRACE("n " + std::to_string(n));
+    const Buffer hidden = Buffer::normal(random, DataType::kBf16, {kTokens, width});
+    x.upload(hidden);
+    y.upload(Buffer(DataType::kBf16, {kTokens, width}));
+    count.upload(Buffer::of(DataType::kI32, {1}, {static_cast<double>(n)}));
+    graph.replay();
+    const Buffer got = y.fetch();
+    EXPECT_TRUE(got.untouched(n * width, got.size()));
+    if (n == 0) continue;
+    Buffer live(DataType::kBf16, {n, width});
+    std::memcpy(live.view().data, hidden.view().data, static_cast<size_t>(live.bytes()));
+    EXPECT_TRUE(test::within(TensorView::contiguous(got.view().data, DataType::kBf16, {n, width}),
+                             layers.expected(live),
+                             error_bound(spec, BackendKind::kCpu, DataType::kBf16)));
+  }
+}
+
+TEST(GpuLayer, StreamsWithTheirOwnWorkspacesDoNotMeet) {
+  const LayerSpec spec = qwen_like();
+  const test::RandomWeights weights(spec);
+  const Layers layers(spec, weights);
+  constexpr int kStreams = 4;
+  constexpr int64_t kTokens = 700;
+  Random random(29);
+  std::vector<Buffer> hidden;
+  std::vector<DeviceTensor> x, y;
+  std::vector<cuda::DeviceBuffer> workspaces;
+  std::vector<cudaStream_t> streams(kStreams);
+  for (int s = 0; s < kStreams; ++s) {
+    hidden.push_back(Buffer::normal(random, DataType::kBf16, {kTokens, spec.hidden_size}));
+    x.emplace_back(hidden.back().view());
+    y.emplace_back(Buffer(DataType::kBf16, {kTokens, spec.hidden_size}).view());
+    workspaces.push_back(test::device_workspace(layers.gpu.workspace_bytes(kTokens)));
+    cuda::check(cudaStreamCreateWithFlags(&streams[static_cast<size_t>(s)], cudaStreamNonBlocking),
+                "cudaStreamCreate");
+  }
+  cuda::check(cudaDeviceSynchronize(), "cudaDeviceSynchronize");
+  for (int round = 0; round < 10; ++round) {
+    for (size_t s = 0; s < kStreams; ++s) {
+      layers.gpu.forward({.hidden_states = x[s], .output = y[s]}, test::workspace_of(workspaces[s]),
+                         {streams[s]});
+    }
+  }
+  for (size_t s = 0; s < kStreams; ++s) {
+    EXPECT_TRUE(test::within(y[s].fetch(), layers.expected(hidden[s]),
+                             error_bound(spec, BackendKind::kCpu, DataType::kBf16)));
+    cuda::check(cudaStreamDestroy(streams[s]), "cudaStreamDestroy");
+  }
+}
+
+TEST(GpuLayer, PlanNamesTheDeviceAndTheKernels) {
+  const LayerSpec spec = qwen_like();
+  const test::RandomWeights weights(spec);
+  const Layer layer = Layer::create(spec, weights.weights(), {.backend = BackendKind::kCuda});
+  const std::string text = layer.plan(64).explain();
+  EXPECT_NE(text.find("grouped_gemm"), std::string::npos) << text;
+  EXPECT_NE(text.find(test::gpu().device_name({})), std::string::npos) << text;
+}
+
+TEST(GpuLayer, ErrorsNameTheDevice) {
+  EXPECT_NE(test::gpu().why_unavailable(63), "");
+  const LayerSpec spec = qwen_like();
+  const test::RandomWeights weights(spec);
+  try {
+    Layer::create(spec, weights.weights(), {.backend = BackendKind::kCuda, .device = 63});
+    FAIL() << "a layer on device 63";
+  } catch (const Error& error) {
+    EXPECT_NE(std::string(error.what()).find("63"), std::string::npos) << error.what();
+  }
+}
+
+}  // namespace
+}  // namespace switchyard
