@@ -304,6 +304,9 @@ TEST_P(Route, KnownNumbers) {
     EXPECT_NEAR(p.weights_of(0)[1], second, 4e-7);
   };
   expect(4.0 / 7.0, 3.0 / 7.0);
+  p.model.spec.renormalize_epsilon = 0.1f;
+  expect(0.4 / 0.8, 0.3 / 0.8);
+  p.model.spec.renormalize_epsilon = 0.0f;
   p.model.spec.renormalize = false;
   expect(0.4, 0.3);
   p.model.spec.routed_scaling_factor = 2.5f;
