@@ -18,7 +18,7 @@ namespace activation {
 /// value * factor, where a factor that reached 0 wins: the limit at -infinity is 0, not inf * 0.
 template <class T>
 SWITCHYARD_HOST_DEVICE inline T attenuate(T value, T factor) {
-  return factor == T(0) ? T(0) : value * factor;
+  return select(factor == T(0), T(0), value * factor);
 }
 
 template <class T>
@@ -48,12 +48,12 @@ SWITCHYARD_HOST_DEVICE inline T soft_clamp(T x, T bound) {
 
 template <class T>
 SWITCHYARD_HOST_DEVICE inline T at_most(T x, T limit) {
-  return x > limit ? limit : x;
+  return select(x > limit, limit, x);
 }
 
 template <class T>
 SWITCHYARD_HOST_DEVICE inline T clamp(T x, T limit) {
-  return x < -limit ? -limit : at_most(x, limit);
+  return select(x < -limit, -limit, at_most(x, limit));
 }
 
 }  // namespace activation

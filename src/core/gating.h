@@ -41,8 +41,8 @@ inline constexpr float kSmallestDivisor = 1e-30f;
 
 /// What the choice compares: NaN is lowest, and a subnormal is 0 in every flush-to-zero mode.
 SWITCHYARD_HOST_DEVICE inline float selection_key(float value) {
-  if (value != value) return -INFINITY;
-  return std::abs(value) < FLT_MIN ? 0.0f : value;
+  const float ordered = value == value ? value : -INFINITY;
+  return std::abs(ordered) < FLT_MIN ? 0.0f : ordered;
 }
 
 /// Whether expert (or group) a is chosen before b.
@@ -65,6 +65,16 @@ class TopK {
     }
     keys_[at] = key;
     ids_[at] = id;
+  }
+
+  /// Offers n keys of consecutive ids. Most blocks hold nothing good enough, and are passed over.
+  SWITCHYARD_HOST_DEVICE void offer_range(const float* keys, int64_t n, int64_t first_id) {
+    constexpr int64_t kBlock = 32;
+    for (int64_t begin = 0; begin < n; begin += kBlock) {
+      const int64_t end = begin + kBlock < n ? begin + kBlock : n;
+      if (size_ == capacity_ && max_of(keys + begin, end - begin) < keys_[size_ - 1]) continue;
+      for (int64_t i = begin; i < end; ++i) offer(keys[i], static_cast<int32_t>(first_id + i));
+    }
   }
 
  private:
@@ -120,9 +130,7 @@ SWITCHYARD_HOST_DEVICE inline void select_experts(const Gating& gating, const fl
   TopK best(scratch.best_keys, ids, gating.top_k);
   for (int32_t kept = 0; kept < num_kept; ++kept) {
     const int64_t first = scratch.groups[kept] * group_size;
-    for (int64_t e = first; e < first + group_size; ++e) {
-      best.offer(scratch.keys[e], static_cast<int32_t>(e));
-    }
+    best.offer_range(scratch.keys + first, group_size, first);
   }
 }
 

@@ -15,13 +15,14 @@ SWITCHYARD_HOST_DEVICE inline float finite_logit(float logit) {
   return logit > -FLT_MAX ? logit : -FLT_MAX;  // NaN compares false
 }
 
-/// sqrt(log(1 + exp(x))). Far below 0 it is exp(x / 2) to the last bit, and does not underflow
-/// early.
-SWITCHYARD_HOST_DEVICE inline float sqrt_softplus(float x) {
-  constexpr float kTail = -17.0f;
-  const float softplus = (x > 0 ? x : 0.0f) + log1p_unit(exp_nonpositive(-std::abs(x)));
-  const float tail = exp_nonpositive(0.5f * (x < kTail ? x : kTail));
-  return x < kTail ? tail : std::sqrt(softplus);
+/// log(1 + exp(x)).
+SWITCHYARD_HOST_DEVICE inline float softplus(float x) {
+  return (x > 0 ? x : 0.0f) + log1p_unit(exp_nonpositive(-std::abs(x)));
+}
+
+/// sqrt(softplus(x)). Below -17 it is exp(x / 2) to the last bit, which underflows much later.
+SWITCHYARD_HOST_DEVICE inline float sqrt_softplus(float x, float softplus_of_x) {
+  return x < -17.0f ? exp_nonpositive(0.5f * x) : std::sqrt(softplus_of_x);
 }
 
 /// Score of a finite logit; for softmax the numerator, scaled by exp(-max_logit).
@@ -31,10 +32,10 @@ SWITCHYARD_HOST_DEVICE inline float gating_score(Scoring scoring, float logit, f
     case Scoring::kSigmoid: return sigmoid(logit);
     case Scoring::kSqrtSoftplus: break;
   }
-  return sqrt_softplus(logit);
+  return sqrt_softplus(logit, softplus(logit));
 }
 
-/// The same for a row, one plain loop per scoring so that each vectorises.
+/// The same for a row, in plain loops that vectorise (but for the square root).
 SWITCHYARD_HOST_DEVICE inline void gating_scores(Scoring scoring, const float* logits, int64_t n,
                                                  float max_logit, float* scores) {
   switch (scoring) {
@@ -45,15 +46,26 @@ SWITCHYARD_HOST_DEVICE inline void gating_scores(Scoring scoring, const float* l
       for (int64_t i = 0; i < n; ++i) scores[i] = sigmoid(logits[i]);
       return;
     case Scoring::kSqrtSoftplus:
-      for (int64_t i = 0; i < n; ++i) scores[i] = sqrt_softplus(logits[i]);
+      for (int64_t i = 0; i < n; ++i) scores[i] = softplus(logits[i]);
+      for (int64_t i = 0; i < n; ++i) scores[i] = sqrt_softplus(logits[i], scores[i]);
       return;
   }
 }
 
-/// Largest of n finite values.
+/// Largest of n finite values; eight partial results vectorise.
 SWITCHYARD_HOST_DEVICE inline float max_of(const float* values, int64_t n) {
-  float best = values[0];
-  for (int64_t i = 1; i < n; ++i) best = values[i] > best ? values[i] : best;
+  constexpr int kLanes = 8;
+  float lanes[kLanes];
+  for (int lane = 0; lane < kLanes; ++lane) lanes[lane] = values[0];
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) {
+    for (int lane = 0; lane < kLanes; ++lane) {
+      lanes[lane] = values[i + lane] > lanes[lane] ? values[i + lane] : lanes[lane];
+    }
+  }
+  float best = lanes[0];
+  for (const float lane : lanes) best = lane > best ? lane : best;
+  for (; i < n; ++i) best = values[i] > best ? values[i] : best;
   return best;
 }
 

@@ -19,6 +19,18 @@ SWITCHYARD_HOST_DEVICE inline float mul_add(float a, float b, float c) {
 #endif
 }
 
+/// condition ? a : b by masks: gcc turns the bare expression into a branch around the computation
+/// of b, and then does not vectorise the loop it is in.
+SWITCHYARD_HOST_DEVICE inline float select(bool condition, float a, float b) {
+  const uint32_t mask = condition ? ~0u : 0u;
+  return __builtin_bit_cast(
+      float, (__builtin_bit_cast(uint32_t, a) & mask) | (__builtin_bit_cast(uint32_t, b) & ~mask));
+}
+
+SWITCHYARD_HOST_DEVICE inline double select(bool condition, double a, double b) {
+  return condition ? a : b;
+}
+
 /// exp(x) for x <= 0 within 1.3 units in the last place; 0 below -87, where subnormal results and
 /// with them the flush-to-zero mode of the thread would begin to matter. NaN stays NaN.
 SWITCHYARD_HOST_DEVICE inline float exp_nonpositive(float x) {
@@ -41,7 +53,7 @@ SWITCHYARD_HOST_DEVICE inline float exp_nonpositive(float x) {
   const uint32_t exponent =
       __builtin_bit_cast(uint32_t, shifted) - __builtin_bit_cast(uint32_t, kRound) + 127u;
   const float power = __builtin_bit_cast(float, exponent << 23);
-  return x < kLowest ? 0.0f : sum * power;
+  return select(x < kLowest, 0.0f, sum * power);
 }
 SWITCHYARD_HOST_DEVICE inline double exp_nonpositive(double x) { return std::exp(x); }
 
