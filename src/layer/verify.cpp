@@ -129,15 +129,18 @@ ErrorBound error_bound(const LayerSpec& spec, BackendKind backend, DataType outp
       backend == BackendKind::kReference ? 0x1p-24 : 0x1p-24 * std::sqrt(3.0 * longest + 16.0);
   const double output = kUniformRms * relative_step(output_type);
 
+  // Few elements fluctuate around an rms: the error of one may be sqrt(3) times that of a uniform
+  // one, and a narrow row may be small by chance.
+  const double columns = static_cast<double>(spec.hidden_size);
+  const double before_output =
+      std::sqrt((1.0 + 4.0 / columns) * (input * input + intermediate * intermediate +
+                                         storage * storage + arithmetic * arithmetic));
   ErrorBound bound;
-  bound.rms = std::sqrt(input * input + intermediate * intermediate + storage * storage +
-                        arithmetic * arithmetic + output * output);
-  // Errors are near normal with a per-token size: 6 sigma, a token twice as bad as the mean, and a
-  // narrow row whose own rms is small by chance. The output's own rounding is half a step of the
-  // row's largest element, up to 8 times its rms.
-  const double before_output = std::sqrt(bound.rms * bound.rms - output * output);
-  const double narrow = 1.0 + 16.0 / static_cast<double>(spec.hidden_size);
-  bound.worst = 12.0 * narrow * before_output + 8.0 * 0.5 * relative_step(output_type);
+  bound.rms = std::hypot(before_output, std::sqrt(1.0 + 4.0 / columns) * output);
+  // Errors are near normal with a per-token size: 6 sigma, and a token twice as bad as the mean.
+  // The output's own rounding is half a step of the row's largest element, up to 8 times its rms.
+  bound.worst =
+      12.0 * (1.0 + 16.0 / columns) * before_output + 8.0 * 0.5 * relative_step(output_type);
   bound.derivation = fmt::format(
       "input {} {:.1e}, intermediate {:.1e}, bf16 storage {:.1e}, f32 arithmetic {:.1e}, {} output "
       "{:.1e}",

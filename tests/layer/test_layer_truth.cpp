@@ -72,9 +72,10 @@ TEST_P(LayerTruth, BackendsAgreeWithTheReference) {
         Random random(static_cast<uint64_t>(num_tokens));
         const Buffer hidden = Buffer::normal(random, type, {num_tokens, c.spec.hidden_size});
         const LayerRun run = this->run(layer, hidden);
-        // The same routing for both: a near tie may fall either way in f32.
-        const LayerRun truth = test::run_layer(
-            reference, hidden, {.topk_ids = run.topk_ids, .topk_weights = run.topk_weights});
+        // The same routing for both: a near tie may fall either way in f32. The truth stays in f32.
+        const LayerRun truth =
+            test::run_layer(reference, hidden.to(DataType::kF32),
+                            {.topk_ids = run.topk_ids, .topk_weights = run.topk_weights});
         EXPECT_TRUE(
             test::within(run.output, truth.output, error_bound(c.spec, kind, type), run.topk_ids))
             << to_string(kind) << ", " << to_string(type) << ", " << num_tokens << " tokens";

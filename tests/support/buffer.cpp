@@ -80,6 +80,12 @@ Buffer Buffer::clone() const {
   return copy;
 }
 
+Buffer Buffer::to(DataType type) const {
+  Buffer copy(type, Shape(view_.shape.begin(), view_.shape.begin() + view_.rank));
+  for (int64_t i = 0; i < size(); ++i) copy.set(i, at(i));
+  return copy;
+}
+
 double Buffer::at(int64_t index) const {
   if (view_.type == DataType::kF64) return view_.as<double>()[index];
   if (view_.type == DataType::kI64) return static_cast<double>(view_.as<int64_t>()[index]);

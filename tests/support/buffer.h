@@ -48,6 +48,8 @@ class Buffer {
   /// The given values, converted to `type`.
   static Buffer of(DataType type, const Shape& shape, const std::vector<double>& values);
   Buffer clone() const;
+  /// The same values in another float type.
+  Buffer to(DataType type) const;
 
   const TensorView& view() const { return view_; }
   operator const TensorView&() const { return view_; }  // NOLINT(google-explicit-constructor)
