@@ -20,8 +20,8 @@
 namespace switchyard::cli {
 namespace {
 
-constexpr const char* kFooter = R"(
-Times a whole forward, router logits in, combined output out. Every call has its own routing (fixed
+constexpr const char* kFooter =
+    R"(Times a whole forward, router logits in, combined output out. Every call has its own routing (fixed
 seed) and runs on the next of several packed copies of the layer, so that its experts come from
 memory and not from a cache; "warm" is the fraction of expert reads that the last-level cache may
 have served all the same. GB/s counts each distinct expert once. The limit is the longer of bytes

@@ -19,8 +19,8 @@
 namespace switchyard::cli {
 namespace {
 
-constexpr const char* kFooter = R"(
-Reads headers only, whatever the size of the model. Exit status 1 when a tensor of a MoE block is
+constexpr const char* kFooter =
+    R"(Reads headers only, whatever the size of the model. Exit status 1 when a tensor of a MoE block is
 missing or not understood.
 
 Examples:

@@ -14,8 +14,7 @@
 namespace switchyard::cli {
 namespace {
 
-constexpr const char* kFooter = R"(
-Exit status:
+constexpr const char* kFooter = R"(Exit status:
   0  success
   1  a check failed: verify found a mismatch, inspect found missing or unknown tensors
   2  wrong usage, an invalid argument, or an invalid file
@@ -30,7 +29,8 @@ Examples:
   switchyard run ~/models/Qwen3-30B-A3B --layer 3 --input in.safetensors --output out.safetensors
   switchyard verify ~/models/Qwen3-30B-A3B --layer 3
   switchyard bench --model gpt-oss-20b --tokens 1,16,64
-`switchyard COMMAND --help` has more of each.)";
+`switchyard COMMAND --help` has more of each.
+)";
 
 int exit_status(ErrorCode code) noexcept {
   switch (code) {
@@ -65,7 +65,13 @@ int report_parse_error(const CLI::App& app, const std::vector<Command>& commands
   for (const Command& command : commands) {
     if (command.app->parsed()) help = fmt::format("switchyard {} --help", command.app->get_name());
   }
-  print_error(fmt::format("{} (see {})", one_line(error.what()), help));
+  std::string what = one_line(error.what());
+  // CLI11 checks for a missing command before it looks at the word in its place.
+  if (app.get_subcommands().empty() && !app.remaining().empty()) {
+    const std::string word = app.remaining().front();
+    what = fmt::format("'{}' is not {}", word, word[0] == '-' ? "an option" : "a command");
+  }
+  print_error(fmt::format("{} (see {})", what, help));
   return kUsage;
 }
 

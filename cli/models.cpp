@@ -15,8 +15,7 @@
 namespace switchyard::cli {
 namespace {
 
-constexpr const char* kFooter = R"(
-Examples:
+constexpr const char* kFooter = R"(Examples:
   switchyard models
   switchyard models --json | jq -r '.models[].name'
   switchyard bench --model $(switchyard models --json | jq -r '.models[0].name'))";

@@ -23,6 +23,7 @@ class RouterTruth {
   struct Logits {
     std::vector<double> values;
     std::vector<double> tolerance;
+    std::vector<double> factors;  ///< [T] what the norm before the router multiplied by; else 1
   };
   Logits logits(const TensorView& hidden_states_f32) const;
 
@@ -32,7 +33,9 @@ class RouterTruth {
     HostTensor weights;  ///< [T, K + extra] f32
   };
   Choice choose(const std::vector<double>& logits, const TensorView& input_ids,
-                int64_t extra = 0) const;
+                int64_t extra = 0) const {
+    return choose(logits, input_ids, extra, selection_bias_.view());
+  }
 
   /// Why a backend's choice cannot be explained by float rounding of the logits, or empty.
   std::string why_wrong(const TensorView& hidden_states_f32, const TensorView& input_ids,
@@ -40,11 +43,21 @@ class RouterTruth {
 
   /// Whether there is an expert left out that could be tied with the last one chosen.
   bool can_tie() const;
-  /// Puts the rows of `hidden_states` [T, H] f32 on the edge where those two change places.
+  /// Puts the rows of `hidden_states` [T, H] f32 on the edge where the two change places.
   void make_near_ties(const TensorView& hidden_states_f32) const;
 
  private:
-  std::vector<double> nudged(const Logits& logits, const TensorView& topk_ids) const;
+  /// The last expert that is chosen and the first that is not.
+  struct Rivals {
+    int32_t in = 0;
+    int32_t out = 0;
+  };
+  std::vector<Rivals> rivals_of(const std::vector<double>& logits) const;
+  std::vector<double> dot_products(const TensorView& rows_f32) const;
+  Choice choose(const std::vector<double>& logits, const TensorView& input_ids, int64_t extra,
+                const TensorView& selection_bias) const;
+  Choice favourable_choice(const Logits& logits, const TensorView& input_ids,
+                           const TensorView& topk_ids, int64_t token) const;
   const float* row(int64_t expert) const { return matrix_.as<float>() + expert * hidden_size_; }
 
   LayerSpec spec_;
@@ -52,6 +65,9 @@ class RouterTruth {
   int64_t num_experts_;  ///< that the router scores
   int64_t hidden_size_;
   HostTensor matrix_;  ///< [E, H] f32, times input_norm_scale
+  HostTensor logit_bias_;
+  HostTensor selection_bias_;
+  HostTensor per_expert_scale_;
 };
 
 }  // namespace switchyard::cli

@@ -15,8 +15,8 @@
 namespace switchyard::cli {
 namespace {
 
-constexpr const char* kFooter = R"(
-IN holds hidden_states [T, H] (F32, BF16 or F16) and, for hash layers, input_ids [T] (I64 or I32).
+constexpr const char* kFooter =
+    R"(IN holds hidden_states [T, H] (F32, BF16 or F16) and, for hash layers, input_ids [T] (I64 or I32).
 OUT gets output [T, H] in the type of hidden_states; with --dump also topk_ids [T, K] (I32) and
 topk_weights [T, K] (F32). OUT appears complete or not at all.
 

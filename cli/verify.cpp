@@ -18,8 +18,8 @@
 namespace switchyard::cli {
 namespace {
 
-constexpr const char* kFooter = R"(
-For every kind of input: the experts' output against the reference (plain loops in double) fed with
+constexpr const char* kFooter =
+    R"(For every kind of input: the experts' output against the reference (plain loops in double) fed with
 the same choice of experts; the choice against logits in double; the same call twice, bit for bit;
 single tokens against the batch, bit for bit. Errors are fractions of the reference's rms. The
 bounds follow from the formats. Exit status 1 when anything fails.
