@@ -19,7 +19,8 @@ struct Avx2 {
   static constexpr int kLanes = 8;
   static constexpr int kTileVectors = 2;  // of a register tile; the rest of the panel follows
   static constexpr int kTileRowsInt = 2;
-  static constexpr int kTileRowsFloat = 6;
+  static constexpr int kTileRowsFloat = 5;
+  static constexpr int kTileRowsScaled = 3;  // a chain beside each sum
 
   SWITCHYARD_INLINE F zero() { return _mm256_setzero_ps(); }
   SWITCHYARD_INLINE F set(float x) { return _mm256_set1_ps(x); }
@@ -166,6 +167,10 @@ struct Avx2 {
       acc.words = _mm256_setzero_si256();
     }
     SWITCHYARD_INLINE I result(const Acc& acc) { return acc.sum; }
+    /// The compiler forgets what it knows of x.
+    SWITCHYARD_INLINE void keep_in_register(Operand& x) {
+      asm volatile("" : "+x"(x.even), "+x"(x.odd));
+    }
   };
 };
 

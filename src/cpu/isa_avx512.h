@@ -23,6 +23,7 @@ struct Avx512 {
   static constexpr int kTileVectors = 2;
   static constexpr int kTileRowsInt = 4;
   static constexpr int kTileRowsFloat = 12;
+  static constexpr int kTileRowsScaled = 6;
 
   SWITCHYARD_INLINE F zero() { return _mm512_setzero_ps(); }
   SWITCHYARD_INLINE F set(float x) { return _mm512_set1_ps(x); }
@@ -141,6 +142,10 @@ struct Avx512 {
       acc.words = _mm512_setzero_si512();
     }
     SWITCHYARD_INLINE I result(const Acc& acc) { return acc.sum; }
+    /// The compiler forgets what it knows of x.
+    SWITCHYARD_INLINE void keep_in_register(Operand& x) {
+      asm volatile("" : "+v"(x.even), "+v"(x.odd));
+    }
   };
 };
 

@@ -26,6 +26,7 @@ struct Avx512Vnni : Avx512 {
     }
     SWITCHYARD_INLINE void fold(Acc&) {}
     SWITCHYARD_INLINE I result(Acc acc) { return acc; }
+    SWITCHYARD_INLINE void keep_in_register(Operand& x) { asm volatile("" : "+v"(x)); }
   };
 };
 

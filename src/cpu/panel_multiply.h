@@ -1,7 +1,10 @@
 #pragma once
-// One panel of 32 outputs times any number of rows. Every output element is one chain of fused
-// multiply-adds in ascending column order (integer path: one per 32 columns, of an exact int32
-// sum), so its bits depend neither on the tile it was computed in nor on the instruction set.
+// One panel of 32 outputs times any number of rows. Every output element is one definition whatever
+// the tile and the instruction set, so its bits depend on neither:
+//   integer rows    acc = fma(float(exact int32 sum of 32 products), weight scale * row scale, acc)
+//   scaled weights  chain = fma(value, x, chain) over 32 columns; acc = fma(chain, scale, acc)
+//   plain floats    acc = fma(value, x, acc)
+// in ascending column order (16 in place of 32 where scales are per 16).
 // Included only by kernels_*.cpp; internal linkage.
 
 #include "cpu/panel_values.h"
@@ -11,6 +14,12 @@ namespace {
 
 /// Far enough ahead to cover the memory latency, near enough to stay in L1.
 constexpr int64_t kPrefetchBytes = 4096;
+
+/// A number as a type.
+template <int kValue>
+struct Count {
+  static constexpr int value = kValue;
+};
 
 /// What a tile works on: some blocks of one panel, expanded or as stored.
 struct Slab {
@@ -195,27 +204,17 @@ static void decode_bytes(const Slab& slab, uint8_t* out) {
 
 // ---- Float path ----
 
-/// Vector vec of kColumns decoded columns: (code - zero) * scale, each rounded once at most.
+/// Vector vec of kColumns decoded columns, unscaled; int4 and int8 less their zero point. Exact.
 template <class Isa, PanelValues kValues>
 SWITCHYARD_INLINE void load_weights(const Slab& slab, const uint8_t* block, int b, int vec,
                                     int load, typename Isa::F* out) {
   constexpr int kColumns = columns_per_load(kValues);
   load_columns<Isa, kValues>(block, vec, load, out);
-  if constexpr (has_scales(kValues)) {
-    const int row = vec * Isa::kLanes;
-    const int half = load * kColumns >= kBlockCols / 2;
-    const int index = slab.half_scales ? 2 * b + half : b;
-    const typename Isa::F scale = Isa::load(slab.scales + index * kPanelRows + row);
-    constexpr bool kCodes = kValues == PanelValues::kInt4 || kValues == PanelValues::kInt8;
-    typename Isa::F zero = Isa::zero();
-    if constexpr (kCodes) {
-      zero = Isa::to_float(Isa::load_int(slab.zeros + b * kPanelRows + row));
-    }
+  if constexpr (kValues == PanelValues::kInt4 || kValues == PanelValues::kInt8) {
+    const typename Isa::F zero =
+        Isa::to_float(Isa::load_int(slab.zeros + b * kPanelRows + vec * Isa::kLanes));
 #pragma GCC unroll 4
-    for (int c = 0; c < kColumns; ++c) {
-      if constexpr (kCodes) out[c] = Isa::sub(out[c], zero);
-      out[c] = Isa::mul(out[c], scale);
-    }
+    for (int c = 0; c < kColumns; ++c) out[c] = Isa::sub(out[c], zero);
   }
 }
 
@@ -230,11 +229,14 @@ constexpr int values_block_bytes(PanelValues values) {
   }
 }
 
-template <class Isa, PanelValues kValues, int kVecs, int kRows>
+/// acc += weights * x column by column; where there are scales, each scale's columns (32 at most)
+/// form a chain of their own, and acc += scale * chain.
+template <class Isa, PanelValues kValues, bool kScaled, int kVecs, int kRows>
 static void float_tile(const Slab& slab, const float* const* rows, int first_vec, bool fresh,
                        float* const* out) {
   using F = typename Isa::F;
   constexpr int kColumns = columns_per_load(kValues);
+  constexpr int kLoads = kBlockCols / kColumns;
   F acc[kRows][kVecs];
 #pragma GCC unroll 16
   for (int r = 0; r < kRows; ++r) {
@@ -243,11 +245,12 @@ static void float_tile(const Slab& slab, const float* const* rows, int first_vec
       acc[r][v] = fresh ? Isa::zero() : Isa::load(out[r] + (first_vec + v) * Isa::kLanes);
     }
   }
-  for (int b = 0; b < slab.num_blocks; ++b) {
-    const uint8_t* block = slab.values + int64_t{b} * values_block_bytes(kValues);
-    if (first_vec == 0) prefetch<prefetch_lines(kValues)>(slab, b);
+  // Columns [16 * kHalf, 16 * kHalf + 16) of a block.
+  const auto add_half = [&](auto half, const uint8_t* block, int b, F(&sums)[kRows][kVecs]) {
+    constexpr int kHalf = decltype(half)::value;
 #pragma GCC unroll 4
-    for (int load = 0; load < kBlockCols / kColumns; ++load) {
+    for (int i = 0; i < kLoads / 2; ++i) {
+      const int load = kHalf * kLoads / 2 + i;
       F weights[kVecs][kColumns];
 #pragma GCC unroll 4
       for (int v = 0; v < kVecs; ++v) {
@@ -259,9 +262,45 @@ static void float_tile(const Slab& slab, const float* const* rows, int first_vec
         for (int r = 0; r < kRows; ++r) {
           const F x = Isa::set(rows[r][b * kBlockCols + load * kColumns + c]);
 #pragma GCC unroll 4
-          for (int v = 0; v < kVecs; ++v) acc[r][v] = Isa::fma(weights[v][c], x, acc[r][v]);
+          for (int v = 0; v < kVecs; ++v) sums[r][v] = Isa::fma(weights[v][c], x, sums[r][v]);
         }
       }
+    }
+  };
+  F chain[kRows][kVecs];
+  const auto clear_chain = [&] {
+#pragma GCC unroll 16
+    for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 4
+      for (int v = 0; v < kVecs; ++v) chain[r][v] = Isa::zero();
+    }
+  };
+  const auto add_chain = [&](const float* scales) {
+#pragma GCC unroll 4
+    for (int v = 0; v < kVecs; ++v) {
+      const F scale = Isa::load(scales + (first_vec + v) * Isa::kLanes);
+#pragma GCC unroll 16
+      for (int r = 0; r < kRows; ++r) acc[r][v] = Isa::fma(chain[r][v], scale, acc[r][v]);
+    }
+  };
+  const float* scales = slab.scales;
+  for (int b = 0; b < slab.num_blocks; ++b) {
+    const uint8_t* block = slab.values + int64_t{b} * values_block_bytes(kValues);
+    if (first_vec == 0) prefetch<prefetch_lines(kValues)>(slab, b);
+    if constexpr (!kScaled) {
+      add_half(Count<0>{}, block, b, acc);
+      add_half(Count<1>{}, block, b, acc);
+    } else {
+      clear_chain();
+      add_half(Count<0>{}, block, b, chain);
+      if (slab.half_scales) {
+        add_chain(scales);
+        scales += kPanelRows;
+        clear_chain();
+      }
+      add_half(Count<1>{}, block, b, chain);
+      add_chain(scales);
+      scales += kPanelRows;
     }
   }
 #pragma GCC unroll 16
@@ -273,7 +312,7 @@ static void float_tile(const Slab& slab, const float* const* rows, int first_vec
   }
 }
 
-/// Blocks of any format as f32, in the layout of kF32.
+/// Blocks of any format as unscaled f32, in the layout of kF32.
 template <class Isa, PanelValues kValues>
 static void decode_floats(const Slab& slab, uint8_t* out) {
   constexpr int kColumns = columns_per_load(kValues);
@@ -298,11 +337,7 @@ static void decode_floats(const Slab& slab, uint8_t* out) {
 
 // ---- Rows and slabs ----
 
-/// Calls call(std::integral_constant-like<n>) for n = count, 1 <= count <= kMax.
-template <int kValue>
-struct Count {
-  static constexpr int value = kValue;
-};
+/// Calls call(Count<n>) for n = count, 1 <= count <= kMax.
 template <int kMax, class Call>
 SWITCHYARD_INLINE void with_count(int count, const Call& call) {
   if constexpr (kMax > 1) {
@@ -316,6 +351,13 @@ SWITCHYARD_INLINE const uint8_t* row_at(const MultiplyJob& job, int row) {
   return job.rows + index * job.row_layout->row_bytes;
 }
 
+/// Rows of the next tile when `left` are left: tiles of a set differ by one row at most, since a
+/// tile of few rows costs nearly what a full one does.
+SWITCHYARD_INLINE int tile_rows(int left, int most) {
+  const int tiles = (left + most - 1) / most;
+  return (left + tiles - 1) / tiles;
+}
+
 /// All vectors of a panel for `count` rows; a single row takes all vectors at once, in one stream.
 template <class Isa, class Tile>
 SWITCHYARD_INLINE void for_vectors(const Tile& tile) {
@@ -326,9 +368,8 @@ SWITCHYARD_INLINE void for_vectors(const Tile& tile) {
 template <class Isa, PanelValues kValues, bool kWideBytes, bool kHalf, bool kZeros>
 static void int_rows(const MultiplyJob& job, const Slab& slab, bool fresh) {
   constexpr int kPanelVectors = kPanelRows / Isa::kLanes;
-  for (int begin = 0; begin < job.num_rows; begin += Isa::kTileRowsInt) {
-    const int count =
-        job.num_rows - begin < Isa::kTileRowsInt ? job.num_rows - begin : Isa::kTileRowsInt;
+  for (int begin = 0, count; begin < job.num_rows; begin += count) {
+    count = tile_rows(job.num_rows - begin, Isa::kTileRowsInt);
     IntRowPointers rows[Isa::kTileRowsInt];
     float* out[Isa::kTileRowsInt];
     for (int r = 0; r < count; ++r) {
@@ -356,11 +397,11 @@ static void int_rows(const MultiplyJob& job, const Slab& slab, bool fresh) {
   }
 }
 
-template <class Isa, PanelValues kValues, int kTileRows>
+template <class Isa, PanelValues kValues, bool kScaled, int kTileRows>
 static void float_rows(const MultiplyJob& job, const Slab& slab, bool fresh) {
   constexpr int kPanelVectors = kPanelRows / Isa::kLanes;
-  for (int begin = 0; begin < job.num_rows; begin += kTileRows) {
-    const int count = job.num_rows - begin < kTileRows ? job.num_rows - begin : kTileRows;
+  for (int begin = 0, count; begin < job.num_rows; begin += count) {
+    count = tile_rows(job.num_rows - begin, kTileRows);
     const float* rows[kTileRows];
     float* out[kTileRows];
     for (int r = 0; r < count; ++r) {
@@ -371,24 +412,25 @@ static void float_rows(const MultiplyJob& job, const Slab& slab, bool fresh) {
     with_count<kTileRows>(count, [&](auto n) {
       constexpr int kRows = decltype(n)::value;
       if constexpr (kRows == 1) {
-        float_tile<Isa, kValues, kPanelVectors, 1>(slab, rows, 0, fresh, out);
+        float_tile<Isa, kValues, kScaled, kPanelVectors, 1>(slab, rows, 0, fresh, out);
       } else {
         for_vectors<Isa>([&](int vec) {
-          float_tile<Isa, kValues, Isa::kTileVectors, kRows>(slab, rows, vec, fresh, out);
+          float_tile<Isa, kValues, kScaled, Isa::kTileVectors, kRows>(slab, rows, vec, fresh, out);
         });
       }
     });
   }
 }
 
-/// Rows up to which a 4-bit or 8-bit slab is decoded in registers rather than once into scratch.
-constexpr int kMaxDirectFloatRows = 4;
+/// Up to so many tiles, decoding in registers again for each is faster than writing the decoded
+/// slab to scratch and reading it back (Zen 4, MXFP4, 12 rows: 342 against 287 Gop/s).
+constexpr int kMaxDirectTiles = 3;
 
 template <class Isa, PanelValues kValues, bool kHalf, bool kZeros>
 static void int_slab(const MultiplyJob& job, Slab slab, bool fresh) {
   if constexpr (kValues == PanelValues::kInt8) {
     int_rows<Isa, kValues, true, kHalf, kZeros>(job, slab, fresh);
-  } else if (job.num_rows <= Isa::kTileRowsInt) {
+  } else if (job.num_rows <= kMaxDirectTiles * Isa::kTileRowsInt) {
     int_rows<Isa, kValues, false, kHalf, kZeros>(job, slab, fresh);
   } else {
     decode_bytes<Isa, kValues>(slab, job.scratch->decoded);
@@ -400,15 +442,16 @@ static void int_slab(const MultiplyJob& job, Slab slab, bool fresh) {
 
 template <class Isa, PanelValues kValues>
 static void float_slab(const MultiplyJob& job, Slab slab, bool fresh) {
-  if constexpr (kValues == PanelValues::kF32 || kValues == PanelValues::kBf16) {
-    float_rows<Isa, kValues, Isa::kTileRowsFloat>(job, slab, fresh);
-  } else if (job.num_rows <= kMaxDirectFloatRows) {
-    float_rows<Isa, kValues, kMaxDirectFloatRows>(job, slab, fresh);
+  constexpr bool kScaled = has_scales(kValues);
+  constexpr int kTileRows = kScaled ? Isa::kTileRowsScaled : Isa::kTileRowsFloat;
+  constexpr bool kCheap = kValues == PanelValues::kF32 || kValues == PanelValues::kBf16;
+  if (kCheap || job.num_rows <= kTileRows) {
+    float_rows<Isa, kValues, kScaled, kTileRows>(job, slab, fresh);
   } else {
     decode_floats<Isa, kValues>(slab, job.scratch->decoded);
     slab.values = job.scratch->decoded;
     slab.ahead = nullptr;
-    float_rows<Isa, PanelValues::kF32, Isa::kTileRowsFloat>(job, slab, fresh);
+    float_rows<Isa, PanelValues::kF32, kScaled, kTileRows>(job, slab, fresh);
   }
 }
 

@@ -343,9 +343,12 @@ static int32_t int8_dot(int64_t iterations) {
 #pragma GCC unroll 12
     for (int i = 0; i < kPeakChains; ++i) {
       Dot::step(sums[i], x, x);
-      if (n % 4 == 3) Dot::fold(sums[i]);
     }
-    asm volatile("" : "+m"(x));
+    if (n % 4 == 3) {
+#pragma GCC unroll 12
+      for (int i = 0; i < kPeakChains; ++i) Dot::fold(sums[i]);
+    }
+    Dot::keep_in_register(x);
   }
   int32_t sum = 0;
   for (int i = 0; i < kPeakChains; ++i) sum += Isa::reduce_add(Dot::result(sums[i]));
