@@ -43,11 +43,13 @@ struct ForwardArgs {
   TensorView output{};         ///< [T, H], same type; written completely
   /// Routing input, in order of precedence: ids and weights, else logits, else the layer's own
   /// router.
-  TensorView topk_ids{};       ///< [T, K] i32; -1 and >= E are skipped
-  TensorView topk_weights{};   ///< [T, K] f32
-  TensorView router_logits{};  ///< [T, E] f32, bf16 or f16
-  TensorView input_ids{};      ///< [T] i32 or i64, hash layers only
-  /// Optional copies of the routing that was used.
+  TensorView topk_ids{};      ///< [T, K] i32; -1 and >= E are skipped
+  TensorView topk_weights{};  ///< [T, K] f32
+  /// [T, E] f32, bf16 or f16, without fused shared experts; the layer adds logit_bias, if it has
+  /// one.
+  TensorView router_logits{};
+  TensorView input_ids{};  ///< [T] i32 or i64, hash layers only
+  /// Optional copies of the routing that was used; not together with topk_ids.
   TensorView topk_ids_out{};      ///< [T, K] i32
   TensorView topk_weights_out{};  ///< [T, K] f32
   /// Optional [1] i32 where the backend computes: only the first num_tokens[0] rows are computed;
@@ -56,7 +58,8 @@ struct ForwardArgs {
 };
 
 /// One MoE block with packed weights: router, routed experts, shared experts. Movable; forward is
-/// const, neither allocates nor locks, and may run from several threads with different workspaces.
+/// const, neither allocates nor locks (the reference's router alone allocates), and may run from
+/// several threads with different workspaces.
 class Layer {
  public:
   /// Validates, packs expert by expert. Throws Error; nothing half-made is left behind.

@@ -63,7 +63,7 @@ enum class ActivationFormat : int32_t {
 const char* to_string(ActivationFormat format) noexcept;
 ActivationFormat activation_format_from_string(const std::string& name);
 
-/// Exponent of an E8M0 scale (contracts.md 1.7; docs/numerics.md).
+/// Exponent of an E8M0 scale (docs/numerics.md).
 enum class ScaleRounding : int32_t {
   kDown = 0,  ///< floor(log2(amax)) - emax: may clip, the OCP recipe
   kUp = 1,    ///< smallest power of two >= amax / max: never clips (default)

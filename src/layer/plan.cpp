@@ -52,9 +52,10 @@ std::string Plan::explain() const {
                         kernel_width, us, bytes, flops, why);
   };
   line("step", "kernel", "us", "bytes", "FLOP", "why");
-  for (const PlanStep& s : steps)
+  for (const PlanStep& s : steps) {
     line(s.step, s.kernel, us_text(s.predicted_us), bytes_text(s.bytes), flops_text(s.flops),
          s.why);
+  }
   if (!rejected.empty()) text += "\nnot taken:\n";
   for (const std::string& reason : rejected) text += "  " + reason + "\n";
   return text;

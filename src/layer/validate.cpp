@@ -47,9 +47,10 @@ void check_activation(const ActivationSpec& activation) {
       activation.kind == Activation::kSwiGluClamp || activation.kind == Activation::kSwiGluOai;
   if (clamps)
     require(activation.limit > 0, "activation.limit is {}; it must be positive", activation.limit);
-  if (activation.kind == Activation::kSwiGluOai)
+  if (activation.kind == Activation::kSwiGluOai) {
     require(std::isfinite(activation.alpha), "activation.alpha is {}; it must be finite",
             activation.alpha);
+  }
   if (activation.kind != Activation::kSiTu) return;
   require(activation.beta > 0, "activation.beta is {}; it must be positive", activation.beta);
   check_finite("activation.linear_beta", activation.linear_beta, 0.0f);
@@ -175,10 +176,11 @@ void validate_weights(const LayerSpec& spec, const Weights& weights) {
   } else {
     check_absent("shared.up", weights.shared.up.empty(), "shared.intermediate_size is 0");
   }
-  if (spec.shared.sigmoid_gate)
+  if (spec.shared.sigmoid_gate) {
     check_matrix("shared_gate", weights.shared_gate, 1, spec.hidden_size);
-  else
+  } else {
     check_absent("shared_gate", weights.shared_gate.empty(), "shared.sigmoid_gate is false");
+  }
   if (spec.latent_size > 0) {
     check_matrix("latent_down", weights.latent_down, spec.latent_size, spec.hidden_size);
     check_matrix("latent_up", weights.latent_up, spec.hidden_size, spec.latent_size);
@@ -199,9 +201,10 @@ void validate_stacked(const StackedExperts& s) {
           "gate_up is {}; a gated activation needs an even number of rows",
           describe_shape(s.gate_up));
   check_shape("down", s.down, {num_experts, kAnyExtent, kAnyExtent});
-  for (const NamedView& stored : {NamedView{"gate_up", s.gate_up}, NamedView{"down", s.down}})
+  for (const NamedView& stored : {NamedView{"gate_up", s.gate_up}, NamedView{"down", s.down}}) {
     require(!stored.view.empty(), "{} is null; it must point to {} elements", stored.name,
             stored.view.num_elements());
+  }
   const auto check_rest = [&](const char* name, const TensorView& view, Extents extents) {
     if (!view.empty()) check_shape(name, view, extents);
   };

@@ -150,7 +150,7 @@ int64_t read_id(const TensorView& ids, int64_t at) {
   return id;
 }
 
-const Types kIds = {DataType::kI32, DataType::kI64};
+constexpr Types kIds = {DataType::kI32, DataType::kI64};
 
 }  // namespace
 
@@ -169,9 +169,9 @@ void check_format(const char* name, Format format, const ScaleBlock& block) {
   } else if (block.rows < 0 || block.cols < 0) {
     rule = "rows x cols, 0 for the whole extent";
   }
-  if (rule != nullptr)
-    reject("scale block of {} is {}x{}; it must be {}", to_string(format), block.rows, block.cols,
-           rule);
+  if (rule == nullptr) return;
+  reject("scale block of {} is {}x{}; it must be {}", to_string(format), block.rows, block.cols,
+         rule);
 }
 
 void check_matrix(const MatrixName& name, const WeightMatrix& matrix, int64_t rows, int64_t cols) {

@@ -12,8 +12,8 @@ namespace {
 constexpr int64_t kMaxUnitSize = 4096;
 constexpr int64_t kMaxPairs = (int64_t{1} << 31) - 1;  // row indices are i32
 
-const Types kI32 = {DataType::kI32};
-const Types kF32 = {DataType::kF32};
+constexpr Types kI32 = {DataType::kI32};
+constexpr Types kF32 = {DataType::kF32};
 
 void check_sizes(int64_t num_tokens, int64_t top_k) {
   check_range("tokens", num_tokens, 0, kMaxTokens);

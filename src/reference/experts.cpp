@@ -103,23 +103,29 @@ class Experts final : public PackedExperts {
     const int64_t num_rows = sorted_rows(args, num_tokens, s);
     gather(args.hidden_states, args.top_k, num_rows, s);
     gate_up_rows(num_rows, s);
-    for (int64_t r = 0; r < num_rows; ++r)
-      for (int64_t i = 0; i < inner(); ++i)
+    for (int64_t r = 0; r < num_rows; ++r) {
+      for (int64_t i = 0; i < inner(); ++i) {
         store(args.output, s.rows[r].pair * inner() + i, s.up[r * inner() + i]);
+      }
+    }
   }
 
   void down(const ops::DownArgs& args, Workspace workspace, Stream) const override {
     const int64_t num_tokens = args.intermediate.extent(0);
     const Scratch s = carve(num_tokens * args.top_k, workspace).first;
     const int64_t num_rows = sorted_rows(args, num_tokens, s);
-    for (int64_t r = 0; r < num_rows; ++r)
-      for (int64_t i = 0; i < inner(); ++i)
+    for (int64_t r = 0; r < num_rows; ++r) {
+      for (int64_t i = 0; i < inner(); ++i) {
         s.up[r * inner() + i] = load(args.intermediate, s.rows[r].pair * inner() + i);
+      }
+    }
     down_rows(num_rows, s);
-    for (int64_t r = 0; r < num_rows; ++r)
-      for (int64_t c = 0; c < width(); ++c)
+    for (int64_t r = 0; r < num_rows; ++r) {
+      for (int64_t c = 0; c < width(); ++c) {
         store(args.output, s.rows[r].pair * width() + c,
               output_weight(s.rows[r]) * s.input[r * width() + c]);
+      }
+    }
   }
 
   void dense(const ops::DenseArgs& args, Workspace workspace, Stream) const override {
