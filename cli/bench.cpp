@@ -57,15 +57,26 @@ struct LimitPair {
     limits.fp8_gflops = std::max(before.fp8_gflops, after.fp8_gflops);
     return limits;
   }
-  bool noisy(const LayerSpec& spec) const {
-    constexpr double kTolerance = 0.15;
-    const auto differ = [](double a, double b) {
-      return std::abs(a - b) > kTolerance * std::max(a, b);
-    };
-    return differ(before.read_gbps, after.read_gbps) ||
-           differ(arithmetic_peak(spec, before).gflops, arithmetic_peak(spec, after).gflops);
-  }
 };
+
+/// Why the figures cannot be trusted, or empty.
+std::string why_noisy(const BenchModel& model, const std::vector<Measurement>& measurements,
+                      const LimitPair& limits) {
+  const auto differ = [](double a, double b) { return std::abs(a - b) > 0.15 * std::max(a, b); };
+  if (differ(limits.before.read_gbps, limits.after.read_gbps) ||
+      differ(arithmetic_peak(model.spec, limits.before).gflops,
+             arithmetic_peak(model.spec, limits.after).gflops)) {
+    return "the limits before and after differ by more than 15 %";
+  }
+  for (const Measurement& measurement : measurements) {
+    const bool cold = measurement.warm_fraction < 0.05;
+    if (cold && summarize(model, measurement, limits.best()).share > 1) {
+      return fmt::format("{} tokens beat the limit, which must have been measured in a bad moment",
+                         measurement.tokens);
+    }
+  }
+  return "";
+}
 
 int64_t parse_num_layers(const std::string& text) {
   if (text == "auto") return 0;
@@ -152,11 +163,11 @@ void print_results(const BenchModel& model, const std::vector<Measurement>& meas
       "limits measured before and after: read {:.1f} and {:.1f} GB/s, {} {:.0f} and {:.0f} G/s\n",
       limits.before.read_gbps, limits.after.read_gbps, peak.name, peak.gflops,
       arithmetic_peak(model.spec, limits.after).gflops);
-  if (limits.noisy(model.spec)) {
+  const std::string noise = why_noisy(model, measurements, limits);
+  if (!noise.empty()) {
     fmt::print("{}\n",
                colored(Color::kYellow,
-                       "NOISY: the limits differ by more than 15 %; something else used this "
-                       "machine, measure again"));
+                       "NOISY: " + noise + "; something else used this machine, measure again"));
   }
 }
 
@@ -199,7 +210,9 @@ void save_json(const Options& options, const BenchModel& model, const Machine& m
   report["shared_bytes"] = model.shared_bytes;
   report["pack_seconds"] = model.pack_seconds;
   report["limits"] = {{"before", to_json(limits.before)}, {"after", to_json(limits.after)}};
-  report["noisy"] = limits.noisy(model.spec);
+  const std::string noise = why_noisy(model, measurements, limits);
+  report["noisy"] = !noise.empty();
+  report["why_noisy"] = noise;
   for (const Measurement& measurement : measurements) {
     report["results"].push_back(json_of(model, measurement, limits.best()));
   }

@@ -262,8 +262,9 @@ void print_predictions(const CheckpointLayer& layer, const Limits& limits) {
 
 void print_text(const Checkpoint& checkpoint, const std::vector<Group>& groups,
                 const Limits& limits) {
-  fmt::print("{}: {} layers, {} with a MoE block ({})\n", checkpoint.model_type(),
-             checkpoint.num_hidden_layers(), checkpoint.moe_layers().size(),
+  const int64_t num_layers = checkpoint.num_hidden_layers();
+  fmt::print("{}: {} layer{}, {} with a MoE block ({})\n", checkpoint.model_type(), num_layers,
+             num_layers == 1 ? "" : "s", checkpoint.moe_layers().size(),
              ranges_text(checkpoint.moe_layers()));
   for (const Group& group : groups) {
     fmt::print("\nlayer{} {}\n", group.layers.size() > 1 ? "s" : "", ranges_text(group.layers));

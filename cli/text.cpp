@@ -15,6 +15,7 @@ std::string bytes_text(double bytes) {
 }
 
 std::string time_text(double us) {
+  if (us < 10) return fmt::format("{:.2f} us", us);
   if (us < 1e3) return fmt::format("{:.1f} us", us);
   if (us < 1e6) return fmt::format("{:.2f} ms", us * 1e-3);
   return fmt::format("{:.2f} s", us * 1e-6);

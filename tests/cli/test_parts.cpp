@@ -74,6 +74,7 @@ TEST(Text, WritesSizesTimesAndRanges) {
   EXPECT_EQ(bytes_text(1023), "1023 B");
   EXPECT_EQ(bytes_text(1536), "1.50 KiB");
   EXPECT_EQ(bytes_text(1.58 * 1024 * 1024 * 1024), "1.58 GiB");
+  EXPECT_EQ(time_text(0.034), "0.03 us");
   EXPECT_EQ(time_text(12.34), "12.3 us");
   EXPECT_EQ(time_text(4560), "4.56 ms");
   EXPECT_EQ(time_text(1.2e6), "1.20 s");
