@@ -51,13 +51,17 @@ void check_range(const char* name, int64_t value, int64_t low, int64_t high) {
 
 void check_shape(const char* name, const TensorView& tensor, Extents extents) {
   bool matches = tensor.rank == static_cast<int>(extents.size());
+  int64_t elements = 1;
+  bool fits = true;
   for (int d = 0; matches && d < tensor.rank; ++d) {
     const int64_t wanted = extents.begin()[d];
     const int64_t extent = tensor.extent(d);
     matches = wanted == kAnyExtent ? extent >= 0 && extent <= kMaxExtent : extent == wanted;
+    fits = fits && !__builtin_mul_overflow(elements, extent, &elements) && elements <= kMaxElements;
   }
   if (!matches)
     reject("{} is {}; its shape must be {}", name, describe_shape(tensor), join(extents));
+  require(fits, "{} is {}; it must have at most 2^48 elements", name, describe_shape(tensor));
 }
 
 void check_type(const char* name, const TensorView& tensor, Types types) {

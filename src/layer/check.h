@@ -29,8 +29,9 @@ using Extents = std::initializer_list<int64_t>;
 inline constexpr Types kFloats = {DataType::kF32, DataType::kBf16, DataType::kF16};
 /// An extent that may be anything from 0 to kMaxExtent.
 inline constexpr int64_t kAnyExtent = -1;
-/// Products of four such extents cannot be checked by multiplying first, two can.
 inline constexpr int64_t kMaxExtent = int64_t{1} << 31;
+/// Of one tensor, so that no product of its extents and element size overflows.
+inline constexpr int64_t kMaxElements = int64_t{1} << 48;
 
 /// "[3, 7]", or "empty" for a view without data and rank.
 std::string describe_shape(const TensorView& tensor);

@@ -4,6 +4,7 @@
 #include "layer/validate.h"
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <string>
 
@@ -81,6 +82,20 @@ void check_router(const LayerSpec& spec, const RouterWeights& router) {
           "router.tid2eid is {}; it must be given exactly when routing.hash is true",
           describe_shape(router.tid2eid));
   if (spec.routing.hash) check_expert_table(router.tid2eid, spec.routed_top_k(), routed);
+}
+
+std::array<NamedView, 6> forward_inputs(const ForwardArgs& args) {
+  return {{{"hidden_states", args.hidden_states},
+           {"topk_ids", args.topk_ids},
+           {"topk_weights", args.topk_weights},
+           {"router_logits", args.router_logits},
+           {"input_ids", args.input_ids},
+           {"num_tokens", args.num_tokens}}};
+}
+std::array<NamedView, 3> forward_outputs(const ForwardArgs& args) {
+  return {{{"output", args.output},
+           {"topk_ids_out", args.topk_ids_out},
+           {"topk_weights_out", args.topk_weights_out}}};
 }
 
 void check_absent(const char* name, bool absent, const char* because) {
@@ -239,31 +254,26 @@ void validate_forward(const LayerSpec& spec, const ForwardArgs& args, const Forw
   if (num_tokens == 0) return;
   check_token_count("num_tokens", args.num_tokens, num_tokens, rules.on_host);
 
+  // Whatever is given is checked, used or not: the ranges compared below must be real.
+  const Extents pairs = {num_tokens, spec.top_k};
+  check_optional("topk_ids", args.topk_ids, {DataType::kI32}, pairs);
+  check_optional("topk_weights", args.topk_weights, {DataType::kF32}, pairs);
+  check_optional("router_logits", args.router_logits, kFloats, {num_tokens, spec.num_routed()});
+  check_optional("input_ids", args.input_ids, {DataType::kI32, DataType::kI64}, {num_tokens});
+  check_optional("topk_ids_out", args.topk_ids_out, {DataType::kI32}, pairs);
+  check_optional("topk_weights_out", args.topk_weights_out, {DataType::kF32}, pairs);
   if (!args.topk_ids.empty()) {
-    check_tensor("topk_ids", args.topk_ids, {DataType::kI32}, {num_tokens, spec.top_k});
-    check_tensor("topk_weights", args.topk_weights, {DataType::kF32}, {num_tokens, spec.top_k});
+    require(!args.topk_weights.empty(), "topk_weights is empty; it must be given with topk_ids");
     require(args.topk_ids_out.empty() && args.topk_weights_out.empty(),
             "topk_ids_out is given together with topk_ids; the routing used is the caller's own");
   } else {
     require(args.topk_weights.empty(), "topk_weights is given; it needs topk_ids beside it");
     require(!args.router_logits.empty() || rules.has_router,
             "router_logits is empty; it must be given because the layer has no router projection");
-    check_optional("router_logits", args.router_logits, kFloats, {num_tokens, spec.num_routed()});
     if (spec.routing.hash)
       check_token_ids(args.input_ids, num_tokens, args.num_tokens, rules.vocabulary, rules.on_host);
-    check_optional("topk_ids_out", args.topk_ids_out, {DataType::kI32}, {num_tokens, spec.top_k});
-    check_optional("topk_weights_out", args.topk_weights_out, {DataType::kF32},
-                   {num_tokens, spec.top_k});
   }
-
-  const NamedView inputs[] = {
-      {"hidden_states", args.hidden_states}, {"topk_ids", args.topk_ids},
-      {"topk_weights", args.topk_weights},   {"router_logits", args.router_logits},
-      {"input_ids", args.input_ids},         {"num_tokens", args.num_tokens}};
-  const NamedView outputs[] = {{"output", args.output},
-                               {"topk_ids_out", args.topk_ids_out},
-                               {"topk_weights_out", args.topk_weights_out}};
-  check_disjoint(outputs, inputs);
+  check_disjoint(forward_outputs(args), forward_inputs(args));
 }
 
 void validate_forward_workspace(const ForwardArgs& args, Workspace workspace,
@@ -271,16 +281,8 @@ void validate_forward_workspace(const ForwardArgs& args, Workspace workspace,
   validate_workspace(workspace, needed_bytes);
   const NamedView scratch[] = {
       {"workspace", TensorView::contiguous(workspace.data, DataType::kU8, {needed_bytes})}};
-  const NamedView tensors[] = {{"hidden_states", args.hidden_states},
-                               {"topk_ids", args.topk_ids},
-                               {"topk_weights", args.topk_weights},
-                               {"router_logits", args.router_logits},
-                               {"input_ids", args.input_ids},
-                               {"num_tokens", args.num_tokens},
-                               {"output", args.output},
-                               {"topk_ids_out", args.topk_ids_out},
-                               {"topk_weights_out", args.topk_weights_out}};
-  check_disjoint(scratch, tensors);
+  check_disjoint(scratch, forward_inputs(args));
+  check_disjoint(scratch, forward_outputs(args));
 }
 
 void validate_compare(const TensorView& output, const TensorView& reference) {

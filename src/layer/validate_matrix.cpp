@@ -106,7 +106,8 @@ void check_scales(const MatrixName& name, const WeightMatrix& m) {
     return;
   }
   check_stored(name, ".scales", m.scales, scale_types(m.format), {kAnyExtent, kAnyExtent});
-  require(m.scale_row_begin >= 0 && m.scale_row_step >= 1,
+  require(m.scale_row_begin >= 0 && m.scale_row_begin <= kMaxExtent && m.scale_row_step >= 1 &&
+              m.scale_row_step <= kMaxExtent,
           "{} has scale rows from {} in steps of {}; they must start at 0 or later and ascend",
           name, m.scale_row_begin, m.scale_row_step);
   const int64_t last_row = m.scale_row_begin + (m.rows - 1) * m.scale_row_step;

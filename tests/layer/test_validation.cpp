@@ -237,6 +237,8 @@ TEST(Validation, Scales) {
        })},
       {"fp8_wide", "experts[1].up has scale rows from -1 in steps of 1",
        expert([](auto& e) { e.up.scale_row_begin = -1; })},
+      {"fp8_wide", "experts[1].up has scale rows from 0 in steps of 4611686018427387904",
+       expert([](auto& e) { e.up.scale_row_step = int64_t{1} << 62; })},
       {"nvfp4", "experts[1].up.scales is f32; its type must be f8_e4m3",
        expert([](auto& e) { e.up.scales.type = DataType::kF32; })},
       {"bf16", "experts[1].up.scales is [1, 1]; format bf16 has none",
@@ -405,7 +407,7 @@ TEST(Validation, Forward) {
          c.args.topk_ids = c.ids;
          c.args.topk_ids.type = DataType::kI64;
        }},
-      {"bf16", "topk_weights is empty; its shape must be [4, 2]",
+      {"bf16", "topk_weights is empty; it must be given with topk_ids",
        [](Call& c) { c.args.topk_ids = c.ids; }},
       {"bf16", "topk_weights is given; it needs topk_ids beside it",
        [](Call& c) { c.args.topk_weights = c.weights; }},
@@ -676,6 +678,13 @@ TEST(Validation, Ops) {
   expect_rejected("expert_mask is given; it needs topk_ids beside it",
                   [&] { ops::combine(combine); });
   combine.expert_mask = {};
+  ops::CombineArgs huge = combine;
+  huge.expert_output.shape = {int64_t{1} << 23, 127, int64_t{1} << 31, 0};
+  expect_rejected("expert_output is [8388608, 127, 2147483648]; it must have at most 2^48 elements",
+                  [&] { ops::combine(huge); });
+  huge.expert_output.shape = {int64_t{1} << 31, int64_t{1} << 31, int64_t{1} << 31, 0};
+  expect_rejected("expert_output is [2147483648, 2147483648, 2147483648]; it must have at most",
+                  [&] { ops::combine(huge); });
   combine.output.data = rows.view().data;
   expect_rejected("output is at 0x", [&] { ops::combine(combine); });
 }
