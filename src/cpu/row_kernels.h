@@ -350,9 +350,11 @@ static int32_t int8_dot(int64_t iterations) {
     }
     Dot::keep_in_register(x);
   }
-  int32_t sum = 0;
-  for (int i = 0; i < kPeakChains; ++i) sum += Isa::reduce_add(Dot::result(sums[i]));
-  return sum;
+  uint32_t sum = 0;  // wraps; only there to be used
+  for (int i = 0; i < kPeakChains; ++i) {
+    sum += static_cast<uint32_t>(Isa::reduce_add(Dot::result(sums[i])));
+  }
+  return static_cast<int32_t>(sum);
 }
 
 }  // namespace
