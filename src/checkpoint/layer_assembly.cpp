@@ -69,6 +69,7 @@ class Resolver {
   void count_bytes();
   void expect_slots();
   void expect_parts();
+  void expect_biases();
   void report_parts(const StoredMatrix& stored);
   void set_config_sizes();
   void set_router_sizes();
@@ -201,6 +202,21 @@ void Resolver::expect_parts() {
   }
   for (const StoredExpert& expert : tensors().experts) {
     for (const StoredMatrix& stored : expert) report_parts(stored);
+  }
+  if (config_.traits != nullptr && config_.traits->biases) expect_biases();
+}
+
+/// Without its bias a matrix of gpt-oss would silently count as one that has none.
+void Resolver::expect_biases() {
+  const auto expect = [this](const StoredMatrix& stored) {
+    if (stored.empty() || stored[Part::kBias] != nullptr) return;
+    out_.tensors.coverage.missing.push_back("the bias of " + stored.values()->name);
+  };
+  for (const Slot slot : {Slot::kFusedGateUp, Slot::kFusedUp, Slot::kFusedDown}) {
+    expect(tensors().slots[static_cast<size_t>(slot)]);
+  }
+  for (const StoredExpert& expert : tensors().experts) {
+    for (const StoredMatrix& stored : expert) expect(stored);
   }
 }
 

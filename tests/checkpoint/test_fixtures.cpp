@@ -9,13 +9,14 @@
 #include <cstdio>
 #include <filesystem>
 #include <functional>
+#include <regex>
 #include <set>
 #include <string>
 #include <utility>
 #include <vector>
 
+#include "checkpoint/temp_dir.h"
 #include "support/buffer.h"
-#include "support/compare.h"
 #include "switchyard/checkpoint.h"
 #include "switchyard/layer.h"
 #include "switchyard/verify.h"
@@ -120,15 +121,15 @@ void expect_same_routing(const Result& result, const Fixture& fixture) {
   }
 }
 
-class FixtureTest : public testing::TestWithParam<std::string> {};
+class FixtureTest : public ::testing::TestWithParam<std::string> {};
 
 TEST_P(FixtureTest, EveryTensorOfTheLayerIsAccountedFor) {
   const Fixture fixture(GetParam());
   const std::vector<int64_t>& layers = fixture.checkpoint.moe_layers();
   EXPECT_TRUE(std::find(layers.begin(), layers.end(), fixture.index) != layers.end());
   const CheckpointLayer layer = fixture.checkpoint.inspect(fixture.index);
-  EXPECT_THAT(layer.coverage.unknown, testing::IsEmpty());
-  EXPECT_THAT(layer.coverage.missing, testing::IsEmpty());
+  EXPECT_THAT(layer.coverage.unknown, ::testing::IsEmpty());
+  EXPECT_THAT(layer.coverage.missing, ::testing::IsEmpty());
   EXPECT_GE(layer.coverage.used, 3);
   EXPECT_EQ(layer.spec.hidden_size, fixture.output.extent(1));
   EXPECT_EQ(layer.spec.top_k, fixture.topk_ids.extent(1));
@@ -234,13 +235,66 @@ TEST_P(FixtureTest, WouldNoticeAMisreadLayer) {
   }
 }
 
-std::string test_name(const testing::TestParamInfo<std::string>& info) {
+/// The name without its indices, so that one tensor of each kind is tried.
+std::string kind_of(const std::string& name) {
+  return std::regex_replace(name, std::regex("[.][0-9]+[.]"), ".#.");
+}
+
+/// Gemma-4's block has no name of its own: its prefix is the layer's.
+bool belongs_to_block(const std::string& name, const std::string& prefix) {
+  if (!name.starts_with(prefix)) return false;
+  const std::string rest = name.substr(prefix.size());
+  const bool nameless = std::regex_search(prefix, std::regex("layers[.][0-9]+[.]$"));
+  return !nameless || rest.starts_with("router.") || rest.starts_with("experts.");
+}
+
+bool weights_do_without(const std::string& name) {
+  return name.ends_with("input_scale") || name.ends_with("input_global_scale") ||
+         name.ends_with("weight_shape");
+}
+
+// Fail closed: a block from which any tensor has been lost is refused, not computed without it.
+TEST_P(FixtureTest, RefusesALayerThatLostATensor) {
+  const fs::path directory = (kFixtures / GetParam()).parent_path();
+  const Fixture fixture(GetParam());
+  const CheckpointLayer layer = fixture.checkpoint.layer(fixture.index);
+  const std::vector<std::string>& ignored = layer.coverage.ignored_names;
+  const Safetensors files = Safetensors::open(directory.string());
+  const testing::TempDir lossy;
+  for (const auto& entry : fs::directory_iterator(directory)) {
+    const std::string name = entry.path().filename().string();
+    if (name.find("safetensors") == std::string::npos) fs::copy(entry, lossy.path() / name);
+  }
+  std::set<std::string> kinds;
+  for (const CheckpointTensor& lost : files.tensors()) {
+    const bool is_ignored = std::find(ignored.begin(), ignored.end(), lost.name) != ignored.end();
+    if (!belongs_to_block(lost.name, layer.prefix) || is_ignored) continue;
+    if (weights_do_without(lost.name)) continue;
+    if (!kinds.insert(kind_of(lost.name)).second) continue;
+    SCOPED_TRACE(lost.name);
+    std::vector<NamedTensor> kept;
+    for (const CheckpointTensor& tensor : files.tensors()) {
+      if (tensor.name != lost.name) kept.push_back({tensor.name, tensor.view});
+    }
+    save_safetensors(lossy.file("model.safetensors"), kept);
+    const Checkpoint checkpoint = Checkpoint::open(lossy.path().string());
+    try {
+      checkpoint.layer(fixture.index);
+      ADD_FAILURE() << "accepted";
+    } catch (const Error& error) {
+      EXPECT_EQ(error.code(), ErrorCode::kInvalidFile) << error.what();
+    }
+  }
+  EXPECT_GE(kinds.size(), 3u);
+}
+
+std::string test_name(const ::testing::TestParamInfo<std::string>& info) {
   std::string name = fs::path(info.param).parent_path().string();
   if (info.param.find("_layer") != std::string::npos) name += "_first_layer";
   return name;
 }
 
-INSTANTIATE_TEST_SUITE_P(Fixtures, FixtureTest, testing::ValuesIn(expected_files()), test_name);
+INSTANTIATE_TEST_SUITE_P(Fixtures, FixtureTest, ::testing::ValuesIn(expected_files()), test_name);
 
 TEST(FixtureList, NoneIsMissing) {
   const std::set<std::string> needed = {
