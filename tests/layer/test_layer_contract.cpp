@@ -5,53 +5,18 @@
 
 #include <atomic>
 #include <climits>
-#include <cstdlib>
+#include <cmath>
 #include <cstring>
-#include <new>
 #include <thread>
 #include <utility>
 #include <vector>
 
+#include "support/allocations.h"
 #include "support/compare.h"
 #include "support/layer_cases.h"
 #include "support/naive_layer.h"
 #include "support/run_layer.h"
 #include "switchyard/models.h"
-
-namespace {
-
-// Every allocation of the process while counting is on, on whatever thread.
-std::atomic<bool> counting{false};
-std::atomic<int64_t> allocations{0};
-
-void* counted(std::size_t bytes, std::size_t alignment) {
-  if (counting.load(std::memory_order_relaxed)) ++allocations;
-  void* memory =
-      alignment <= alignof(std::max_align_t)
-          ? std::malloc(bytes)
-          : std::aligned_alloc(alignment, (bytes + alignment - 1) / alignment * alignment);
-  if (memory == nullptr) throw std::bad_alloc();
-  return memory;
-}
-
-}  // namespace
-
-void* operator new(std::size_t bytes) { return counted(bytes, 1); }
-void* operator new[](std::size_t bytes) { return counted(bytes, 1); }
-void* operator new(std::size_t bytes, std::align_val_t a) {
-  return counted(bytes, static_cast<std::size_t>(a));
-}
-void* operator new[](std::size_t bytes, std::align_val_t a) {
-  return counted(bytes, static_cast<std::size_t>(a));
-}
-void operator delete(void* memory) noexcept { std::free(memory); }
-void operator delete[](void* memory) noexcept { std::free(memory); }
-void operator delete(void* memory, std::size_t) noexcept { std::free(memory); }
-void operator delete[](void* memory, std::size_t) noexcept { std::free(memory); }
-void operator delete(void* memory, std::align_val_t) noexcept { std::free(memory); }
-void operator delete[](void* memory, std::align_val_t) noexcept { std::free(memory); }
-void operator delete(void* memory, std::size_t, std::align_val_t) noexcept { std::free(memory); }
-void operator delete[](void* memory, std::size_t, std::align_val_t) noexcept { std::free(memory); }
 
 namespace switchyard {
 namespace {
@@ -251,11 +216,9 @@ TEST_P(LayerContract, ForwardNeverAllocates) {
       args.topk_weights = routed.topk_weights;
     }
     for (int call = 0; call < 2; ++call) {
-      allocations = 0;
-      counting = true;
+      const int64_t before = test::num_allocations();
       layer.forward(args, workspace.workspace());
-      counting = false;
-      EXPECT_EQ(allocations.load(), 0) << name << ", call " << call;
+      EXPECT_EQ(test::num_allocations() - before, 0) << name << ", call " << call;
     }
   }
 }
