@@ -13,8 +13,6 @@
 namespace switchyard::cpu {
 namespace {
 
-constexpr int kMaxRowBlockBytes = kBlockCols * 4;
-
 PanelValues values_of(Format format) {
   switch (format) {
     case Format::kF32: return PanelValues::kF32;
@@ -78,19 +76,18 @@ void pair_nibbles(uint8_t* bytes) {
 }
 
 /// The stored bytes of 32 columns of one row, zeros past the end.
+template <int kBytes>
 void read_row_block(const WeightMatrix& matrix, int64_t row, int64_t first_col, uint8_t* out) {
   const TensorView& values = matrix.values;
-  const int64_t bits = element_bits(matrix.format);
-  const int64_t block_bytes = kBlockCols * bits / 8;
   const int64_t unit = element_bytes(values.type);
   const auto* source = values.as<const uint8_t>() + row * values.stride(0) * unit;
   if (values.stride(1) == 1 && first_col + kBlockCols <= matrix.cols) {
-    std::memcpy(out, source + first_col * bits / 8, static_cast<size_t>(block_bytes));
+    std::memcpy(out, source + first_col * kBytes / kBlockCols, kBytes);
     return;
   }
-  std::memset(out, 0, static_cast<size_t>(block_bytes));
-  const int64_t unit_cols = unit * 8 / bits;
-  const int64_t end = std::min(ceil_div(matrix.cols - first_col, unit_cols), block_bytes / unit);
+  std::memset(out, 0, kBytes);
+  const int64_t unit_cols = unit * kBlockCols / kBytes;
+  const int64_t end = std::min(ceil_div(matrix.cols - first_col, unit_cols), kBytes / unit);
   for (int64_t i = 0; i < end; ++i) {
     const uint8_t* from = source + (first_col / unit_cols + i) * values.stride(1) * unit;
     std::memcpy(out + i * unit, from, static_cast<size_t>(unit));
@@ -105,43 +102,37 @@ void read_row_block(const WeightMatrix& matrix, int64_t row, int64_t first_col, 
 }
 
 /// Rows of one half panel by unit: units of the same column lie side by side.
-template <class Unit>
-void interleave(const uint8_t* rows, int row_bytes, uint8_t* out) {
-  const int units = row_bytes / static_cast<int>(sizeof(Unit));
-  for (int row = 0; row < kHalfPanelRows; ++row) {
-    for (int unit = 0; unit < units; ++unit) {
+template <class Unit, int kRowBytes>
+void interleave(const uint8_t* rows, uint8_t* out) {
+  constexpr int kUnit = sizeof(Unit);
+  for (int unit = 0; unit < kRowBytes / kUnit; ++unit) {
+    for (int row = 0; row < kHalfPanelRows; ++row) {
       Unit value;
-      std::memcpy(&value, rows + row * row_bytes + unit * static_cast<int>(sizeof(Unit)),
-                  sizeof(Unit));
-      std::memcpy(out + (unit * kHalfPanelRows + row) * static_cast<int>(sizeof(Unit)), &value,
-                  sizeof(Unit));
+      std::memcpy(&value, rows + row * kRowBytes + unit * kUnit, sizeof(Unit));
+      std::memcpy(out + (unit * kHalfPanelRows + row) * kUnit, &value, sizeof(Unit));
     }
   }
 }
 
 /// Blocks of a panel from a function that delivers 32 columns of a row as the panel stores them.
-template <class ReadRowBlock>
+/// Sizes are constants, so that the copies are registers.
+template <class Unit, int kRowBytes, class ReadRowBlock>
 void pack_values(const WeightMatrix& matrix, const PanelLayout& layout, int64_t panel, uint8_t* out,
-                 ReadRowBlock&& read) {
-  const int row_bytes = layout.block_bytes / kPanelRows;
-  uint8_t rows[kHalfPanelRows * kMaxRowBlockBytes];
+                 const ReadRowBlock& read) {
+  uint8_t rows[kHalfPanelRows * kRowBytes];
   uint8_t* half_block = out + layout.values_offset;
   for (int64_t block = 0; block < layout.num_blocks; ++block) {
-    for (int half = 0; half < 2; ++half, half_block += layout.block_bytes / 2) {
+    for (int half = 0; half < 2; ++half, half_block += kHalfPanelRows * kRowBytes) {
       for (int lane = 0; lane < kHalfPanelRows; ++lane) {
         const int64_t row = panel * kPanelRows + half * kHalfPanelRows + lane;
-        uint8_t* to = rows + lane * row_bytes;
+        uint8_t* to = rows + lane * kRowBytes;
         if (row < matrix.rows) {
           read(row, block * kBlockCols, to);
         } else {
-          std::memset(to, 0, static_cast<size_t>(row_bytes));
+          std::memset(to, 0, kRowBytes);
         }
       }
-      if (interleaves_words(layout.values)) {
-        interleave<uint16_t>(rows, row_bytes, half_block);
-      } else {
-        interleave<uint32_t>(rows, row_bytes, half_block);
-      }
+      interleave<Unit, kRowBytes>(rows, half_block);
     }
   }
 }
@@ -161,56 +152,99 @@ void pack_decoded(const WeightMatrix& matrix, const PanelLayout& layout, int64_t
       }
     }
   }
-  pack_values(matrix, layout, panel, out, [&](int64_t row, int64_t col, uint8_t* to) {
+  const auto read = [&](int64_t row, int64_t col, uint8_t* to) {
     std::memcpy(to, rows.data() + (row - panel * kPanelRows) * padded_cols + col,
                 kBlockCols * sizeof(float));
-  });
+  };
+  pack_values<uint32_t, kBlockCols * sizeof(float)>(matrix, layout, panel, out, read);
 }
 
 void pack_stored(const WeightMatrix& matrix, const PanelLayout& layout, int64_t panel, uint8_t* out,
                  const std::string& name) {
-  const PanelValues values = layout.values;
-  pack_values(matrix, layout, panel, out, [&](int64_t row, int64_t col, uint8_t* to) {
-    read_row_block(matrix, row, col, to);
-    if (value_bits(values) == 4) pair_nibbles(to);
-    if (values == PanelValues::kInt8) {
-      for (int i = 0; i < kBlockCols; ++i) to[i] = static_cast<uint8_t>(to[i] ^ 0x80);
+  const auto nibbles = [&](int64_t row, int64_t col, uint8_t* to) {
+    read_row_block<16>(matrix, row, col, to);
+    pair_nibbles(to);
+  };
+  const auto offset_int8 = [&](int64_t row, int64_t col, uint8_t* to) {
+    read_row_block<32>(matrix, row, col, to);
+    for (int i = 0; i < kBlockCols; ++i) to[i] = static_cast<uint8_t>(to[i] ^ 0x80);
+  };
+  const auto fp8_e4m3 = [&](int64_t row, int64_t col, uint8_t* to) {
+    read_row_block<32>(matrix, row, col, to);
+    // 0x7f and 0xff are E4M3's NaN, which the kernels would take for 480.
+    uint8_t nan = 0;
+    for (int i = 0; i < kBlockCols; ++i) nan |= static_cast<uint8_t>((to[i] & 0x7f) == 0x7f);
+    if (nan != 0) throw_not_finite(name, "value", row, col);
+  };
+  const auto bytes = [&](int64_t row, int64_t col, uint8_t* to) {
+    read_row_block<32>(matrix, row, col, to);
+  };
+  const auto words = [&](int64_t row, int64_t col, uint8_t* to) {
+    read_row_block<64>(matrix, row, col, to);
+  };
+  const auto floats = [&](int64_t row, int64_t col, uint8_t* to) {
+    read_row_block<128>(matrix, row, col, to);
+  };
+  switch (layout.values) {
+    case PanelValues::kFp4:
+    case PanelValues::kInt4: return pack_values<uint32_t, 16>(matrix, layout, panel, out, nibbles);
+    case PanelValues::kInt8:
+      return pack_values<uint32_t, 32>(matrix, layout, panel, out, offset_int8);
+    case PanelValues::kFp8E4m3:
+      return pack_values<uint16_t, 32>(matrix, layout, panel, out, fp8_e4m3);
+    case PanelValues::kFp8E5m2: return pack_values<uint16_t, 32>(matrix, layout, panel, out, bytes);
+    case PanelValues::kBf16: return pack_values<uint32_t, 64>(matrix, layout, panel, out, words);
+    case PanelValues::kF16: return pack_values<uint16_t, 64>(matrix, layout, panel, out, words);
+    case PanelValues::kF32: return pack_values<uint32_t, 128>(matrix, layout, panel, out, floats);
+  }
+}
+
+/// Scales as they are stored. A code with all bits of `special` set is infinite or not a number.
+template <class Code>
+void copy_scales(const WeightMatrix& matrix, const PanelLayout& layout, int64_t panel, Code special,
+                 uint8_t* out, const std::string& name) {
+  const TensorView& scales = matrix.scales;
+  const int64_t end = std::min<int64_t>(kPanelRows, matrix.rows - panel * kPanelRows);
+  const int64_t groups = ceil_div<int64_t>(matrix.cols, layout.scale_cols);
+  for (int64_t r = 0; r < end; ++r) {
+    const int64_t row = panel * kPanelRows + r;
+    const int64_t scale_row =
+        scale_index(matrix.scale_row_begin + row * matrix.scale_row_step, matrix.scale_block.rows);
+    const Code* from = scales.as<const Code>() + scale_row * scales.stride(0);
+    for (int64_t group = 0; group < groups; ++group) {
+      Code code;
+      std::memcpy(&code, from + group * scales.stride(1), sizeof(code));
+      if ((code & special) == special) {
+        throw_not_finite(name, "scale", row, group * layout.scale_cols);
+      }
+      std::memcpy(out + (group * kPanelRows + r) * int64_t{sizeof(code)}, &code, sizeof(code));
     }
-    if (values == PanelValues::kFp8E4m3) {
-      // 0x7f and 0xff are E4M3's NaN, which the kernels would take for 480.
-      bool nan = false;
-      for (int i = 0; i < kBlockCols; ++i) nan |= (to[i] & 0x7f) == 0x7f;
-      if (nan) throw_not_finite(name, "value", row, col);
-    }
-  });
+  }
 }
 
 void pack_scales(const WeightMatrix& matrix, const PanelLayout& layout, int64_t panel, uint8_t* out,
                  const std::string& name) {
-  const int64_t bytes = scale_bytes(layout.scales);
+  const auto copy = [&]<class Code>(Code special) {
+    copy_scales<Code>(matrix, layout, panel, special, out, name);
+  };
+  switch (layout.scales) {
+    case PanelScales::kNone: return;
+    case PanelScales::kE8m0: return copy(uint8_t{0xff});
+    case PanelScales::kE4m3: return copy(uint8_t{0x7f});
+    case PanelScales::kF32: return copy(uint32_t{0x7f800000});
+    case PanelScales::kBf16: return copy(uint16_t{0x7f80});
+    case PanelScales::kF16: return copy(uint16_t{0x7c00});
+  }
+}
+
+void pack_zero_points(const WeightMatrix& matrix, const PanelLayout& layout, int64_t panel,
+                      uint8_t* out) {
   const TensorView& zeros = matrix.zero_points;
-  for (int64_t r = 0; r < kPanelRows; ++r) {
-    const int64_t row = panel * kPanelRows + r;
-    if (row >= matrix.rows) break;  // the buffer is zeroed: scale 0, zero point 0
-    const int64_t scale_row =
-        scale_index(matrix.scale_row_begin + row * matrix.scale_row_step, matrix.scale_block.rows);
-    for (int64_t group = 0; group < layout.num_scales; ++group) {
-      const int64_t col = group * layout.scale_cols;
-      if (col >= matrix.cols) break;
-      if (bytes != 0) {
-        const TensorView& scales = matrix.scales;
-        const DataType type = layout.scales == PanelScales::kE8m0 ? DataType::kF8E8m0 : scales.type;
-        const int64_t at = scale_row * scales.stride(0) + group * scales.stride(1);
-        if (!std::isfinite(load_as_f32(scales.data, type, at))) {
-          throw_not_finite(name, "scale", row, col);
-        }
-        std::memcpy(out + scale_location(layout, r, col), scales.as<const uint8_t>() + at * bytes,
-                    static_cast<size_t>(bytes));
-      }
-      if (layout.zero_points) {
-        out[zero_location(layout, r, col)] =
-            zeros.as<const uint8_t>()[row * zeros.stride(0) + group * zeros.stride(1)];
-      }
+  const int64_t end = std::min<int64_t>(kPanelRows, matrix.rows - panel * kPanelRows);
+  for (int64_t r = 0; r < end; ++r) {
+    const auto* from = zeros.as<const uint8_t>() + (panel * kPanelRows + r) * zeros.stride(0);
+    for (int64_t col = 0; col < matrix.cols; col += layout.scale_cols) {
+      out[zero_location(layout, r, col)] = from[col / layout.scale_cols * zeros.stride(1)];
     }
   }
 }
@@ -233,7 +267,9 @@ void pack_panel(const WeightMatrix& matrix, const Packing& packing, int64_t pane
     pack_decoded(matrix, packing.layout, panel, out, name);
     return;
   }
+  // Rows and groups past the end keep the buffer's zeros: scale 0.
   pack_scales(matrix, packing.layout, panel, out, name);
+  if (packing.layout.zero_points) pack_zero_points(matrix, packing.layout, panel, out);
   pack_stored(matrix, packing.layout, panel, out, name);
 }
 
