@@ -136,21 +136,24 @@ template <class Isa>
 static void expand_scales(const PanelLayout& layout, const uint8_t* panel, int first, int count,
                           float factor, float* out) {
   const int step = layout.scale_cols < kBlockCols ? layout.scale_cols : kBlockCols;
-  const int steps = count * kBlockCols / step;
   const int bytes = stored_scale_bytes(layout.scales);
   const typename Isa::F factors = Isa::set(factor);
-  int last = -1;
-  for (int s = 0; s < steps; ++s, out += kPanelRows) {
-    const int index = (first * kBlockCols + s * step) / layout.scale_cols;
-    for (int row = 0; row < kPanelRows; row += Isa::kLanes) {
-      if (index == last) {
-        Isa::store(out + row, Isa::load(out + row - kPanelRows));
-      } else {
-        const uint8_t* stored = panel + (index * kPanelRows + row) * bytes;
-        Isa::store(out + row, Isa::mul(load_scales<Isa>(stored, layout.scales), factors));
+  int index = first * kBlockCols / layout.scale_cols;
+  int col = first * kBlockCols;
+  const int end = col + count * kBlockCols;
+  for (; col < end; ++index) {
+    const uint8_t* stored = panel + index * kPanelRows * bytes;
+    const int next = (index + 1) * layout.scale_cols < end ? (index + 1) * layout.scale_cols : end;
+    typename Isa::F scales[kPanelRows / Isa::kLanes];
+    for (int v = 0; v < kPanelRows / Isa::kLanes; ++v) {
+      scales[v] =
+          Isa::mul(load_scales<Isa>(stored + v * Isa::kLanes * bytes, layout.scales), factors);
+    }
+    for (; col < next; col += step, out += kPanelRows) {
+      for (int v = 0; v < kPanelRows / Isa::kLanes; ++v) {
+        Isa::store(out + v * Isa::kLanes, scales[v]);
       }
     }
-    last = index;
   }
 }
 
