@@ -48,12 +48,12 @@ SWITCHYARD_HOST_DEVICE inline T soft_clamp(T x, T bound) {
 
 template <class T>
 SWITCHYARD_HOST_DEVICE inline T at_most(T x, T limit) {
-  return select(x > limit, limit, x);
+  return x > limit ? limit : x;
 }
 
 template <class T>
 SWITCHYARD_HOST_DEVICE inline T clamp(T x, T limit) {
-  return select(x < -limit, -limit, at_most(x, limit));
+  return x < -limit ? -limit : at_most(x, limit);
 }
 
 }  // namespace activation
