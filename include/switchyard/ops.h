@@ -45,7 +45,7 @@ int64_t sort_workspace_bytes(int64_t num_tokens, int64_t top_k, int64_t num_expe
 
 /// MoE sorting. A packed id is slot << 24 | token; padding is K << 24 | T. Blocks of unit_size
 /// rows, ascending experts, ascending tokens inside an expert; experts without tokens or masked out
-/// get no block.
+/// get no block. Outputs are written to their end: rows past num_valid_ids[0] are padding.
 struct SortArgs {
   TensorView topk_ids{};      ///< [T, K] i32, distinct in a row; < 0 and >= E are skipped
   TensorView topk_weights{};  ///< [T, K] f32, copied bit for bit
