@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "switchyard/export.h"
 #include "switchyard/layer_spec.h"
 #include "switchyard/tensor.h"
 #include "switchyard/weights.h"
@@ -18,14 +19,14 @@ struct CheckpointTensor {
   std::string name;
   std::string file;   ///< path of its shard
   std::string dtype;  ///< as the header says, e.g. "BF16", "F8_E4M3", "F4"
-  /// F4 becomes kU8 with the last extent halved, U16 and U64 travel as kI16 and kI64; extents beyond
-  /// rank 4 are folded into the first.
+  /// F4 becomes kU8 with the last extent halved, U16 and U64 travel as kI16 and kI64; extents
+  /// beyond rank 4 are folded into the first.
   TensorView view{};
   int64_t bytes = 0;
 };
 
 /// A safetensors file or a directory with an index, validated before the first access.
-class Safetensors {
+class SWITCHYARD_EXPORT Safetensors {
  public:
   /// Path of a .safetensors file, or of a directory holding model.safetensors or
   /// model.safetensors.index.json.
@@ -54,7 +55,8 @@ struct NamedTensor {
   std::string name;
   TensorView view{};
 };
-void save_safetensors(const std::string& path, const std::vector<NamedTensor>& tensors);
+SWITCHYARD_EXPORT void save_safetensors(const std::string& path,
+                                        const std::vector<NamedTensor>& tensors);
 
 /// What became of the tensors of one layer.
 struct Coverage {
@@ -79,7 +81,7 @@ struct CheckpointLayer {
 };
 
 /// A model directory.
-class Checkpoint {
+class SWITCHYARD_EXPORT Checkpoint {
  public:
   /// Reads config.json and headers only.
   static Checkpoint open(const std::string& directory);

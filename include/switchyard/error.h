@@ -5,6 +5,8 @@
 #include <stdexcept>
 #include <string>
 
+#include "switchyard/export.h"
+
 namespace switchyard {
 
 /// What a caller can do about a failure. Values are stable: the C ABI exposes them as sy_status.
@@ -19,10 +21,10 @@ enum class ErrorCode : int32_t {
 };
 
 /// Name of a code as it is written in messages, for example "invalid argument".
-const char* to_string(ErrorCode code) noexcept;
+SWITCHYARD_EXPORT const char* to_string(ErrorCode code) noexcept;
 
 /// Message form: "<argument> is <value>; <rule>".
-class Error : public std::runtime_error {
+class SWITCHYARD_EXPORT Error : public std::runtime_error {
  public:
   Error(ErrorCode code, const std::string& message) : std::runtime_error(message), code_(code) {}
   ErrorCode code() const noexcept { return code_; }

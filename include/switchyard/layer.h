@@ -7,6 +7,7 @@
 #include <string>
 
 #include "switchyard/error.h"
+#include "switchyard/export.h"
 #include "switchyard/layer_spec.h"
 #include "switchyard/plan.h"
 #include "switchyard/tensor.h"
@@ -17,7 +18,7 @@ namespace switchyard {
 /// Lends the host application's threads. run() calls fn(context, i) once for each i in [0,
 /// num_threads), on different threads or one after the other, and returns when all are done.
 /// Results never depend on which.
-class Executor {
+class SWITCHYARD_EXPORT Executor {
  public:
   virtual ~Executor() = default;
   virtual int num_threads() const noexcept = 0;
@@ -60,7 +61,7 @@ struct ForwardArgs {
 /// One MoE block with packed weights: router, routed experts, shared experts. Movable; forward is
 /// const, neither allocates nor locks (the reference's router alone allocates), and may run from
 /// several threads with different workspaces.
-class Layer {
+class SWITCHYARD_EXPORT Layer {
  public:
   /// Validates, packs expert by expert. Throws Error; nothing half-made is left behind.
   static Layer create(const LayerSpec& spec, const Weights& weights,
@@ -87,6 +88,7 @@ class Layer {
 };
 
 /// Why the backend cannot run this layer here, or an empty string.
-std::string why_unsupported(const LayerSpec& spec, BackendKind backend, int device = 0);
+SWITCHYARD_EXPORT std::string why_unsupported(const LayerSpec& spec, BackendKind backend,
+                                              int device = 0);
 
 }  // namespace switchyard

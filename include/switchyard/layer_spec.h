@@ -4,6 +4,8 @@
 #include <cstdint>
 #include <string>
 
+#include "switchyard/export.h"
+
 namespace switchyard {
 
 /// How numbers are stored. Block scales are described beside it (ScaleBlock).
@@ -21,9 +23,9 @@ enum class Format : int32_t {
 };
 
 /// "bf16", "mxfp4", ...; the names the CLI accepts.
-const char* to_string(Format format) noexcept;
+SWITCHYARD_EXPORT const char* to_string(Format format) noexcept;
 /// Inverse of to_string. Throws Error{kInvalidArgument} naming the accepted names.
-Format format_from_string(const std::string& name);
+SWITCHYARD_EXPORT Format format_from_string(const std::string& name);
 
 /// Bits of one stored element, scales not counted.
 constexpr int element_bits(Format format) noexcept {
@@ -60,8 +62,8 @@ enum class ActivationFormat : int32_t {
   kMxfp8 = 8,
   kMxfp4 = 9,
 };
-const char* to_string(ActivationFormat format) noexcept;
-ActivationFormat activation_format_from_string(const std::string& name);
+SWITCHYARD_EXPORT const char* to_string(ActivationFormat format) noexcept;
+SWITCHYARD_EXPORT ActivationFormat activation_format_from_string(const std::string& name);
 
 /// Exponent of an E8M0 scale (docs/numerics.md).
 enum class ScaleRounding : int32_t {
@@ -73,7 +75,7 @@ enum class ScaleRounding : int32_t {
 
 /// Function of a router logit that becomes the score.
 enum class Scoring : int32_t { kSoftmax = 0, kSigmoid = 1, kSqrtSoftplus = 2 };
-const char* to_string(Scoring scoring) noexcept;
+SWITCHYARD_EXPORT const char* to_string(Scoring scoring) noexcept;
 
 /// How the best groups are found when num_groups > 1.
 enum class GroupScore : int32_t {
@@ -110,7 +112,7 @@ enum class Activation : int32_t {
   kSiTu = 5,         ///< beta tanh(g / beta) sigmoid(g) * linear_beta tanh(u / linear_beta)
   kRelu2 = 6,        ///< max(0, u)^2, no gate matrix
 };
-const char* to_string(Activation activation) noexcept;
+SWITCHYARD_EXPORT const char* to_string(Activation activation) noexcept;
 
 struct ActivationSpec {
   Activation kind = Activation::kSwiGlu;

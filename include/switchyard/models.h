@@ -4,6 +4,7 @@
 #include <string>
 #include <vector>
 
+#include "switchyard/export.h"
 #include "switchyard/layer_spec.h"
 
 namespace switchyard {
@@ -17,11 +18,11 @@ struct ModelShape {
   bool biases = false;  ///< gate/up and down biases (gpt-oss)
 };
 
-const std::vector<ModelShape>& model_shapes();
+SWITCHYARD_EXPORT const std::vector<ModelShape>& model_shapes();
 /// Throws Error{kInvalidArgument} that lists the names.
-const ModelShape& model_shape(const std::string& name);
+SWITCHYARD_EXPORT const ModelShape& model_shape(const std::string& name);
 
 /// `spec` with its weights stored in another format, with that format's usual scale block.
-LayerSpec with_format(LayerSpec spec, Format format);
+SWITCHYARD_EXPORT LayerSpec with_format(LayerSpec spec, Format format);
 
 }  // namespace switchyard

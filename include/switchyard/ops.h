@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <memory>
 
+#include "switchyard/export.h"
 #include "switchyard/layer.h"
 
 namespace switchyard {
@@ -35,13 +36,16 @@ struct RouteArgs {
   TensorView topk_ids{};  ///< out [T, K] i32, descending score, K distinct ids whatever the logits
   TensorView topk_weights{};  ///< out [T, K] f32
 };
-void route(const RoutingSpec& spec, const RouteArgs& args, const Execution& execution = {});
+SWITCHYARD_EXPORT void route(const RoutingSpec& spec, const RouteArgs& args,
+                             const Execution& execution = {});
 
 /// Rows to allocate for sort's outputs: T*K + min(E, T*K) * unit - K, rounded up to whole blocks.
 /// The classic, unrounded T*K + E * unit - K is accepted too.
-int64_t sort_capacity(int64_t num_tokens, int64_t top_k, int64_t num_experts, int64_t unit_size);
-int64_t sort_workspace_bytes(int64_t num_tokens, int64_t top_k, int64_t num_experts,
-                             int64_t unit_size, BackendKind backend = BackendKind::kCpu);
+SWITCHYARD_EXPORT int64_t sort_capacity(int64_t num_tokens, int64_t top_k, int64_t num_experts,
+                                        int64_t unit_size);
+SWITCHYARD_EXPORT int64_t sort_workspace_bytes(int64_t num_tokens, int64_t top_k,
+                                               int64_t num_experts, int64_t unit_size,
+                                               BackendKind backend = BackendKind::kCpu);
 
 /// MoE sorting. A packed id is slot << 24 | token; padding is K << 24 | T. Blocks of unit_size
 /// rows, ascending experts, ascending tokens inside an expert; experts without tokens or masked out
@@ -65,7 +69,7 @@ struct SortArgs {
   TensorView m_indices{};  ///< out [capacity] i32 or empty: token of a sorted row, T in padding
   TensorView reverse_sorted{};  ///< out [T * K] i32 or empty: sorted row of a pair, -1 when skipped
 };
-void sort(const SortArgs& args, const Execution& execution = {});
+SWITCHYARD_EXPORT void sort(const SortArgs& args, const Execution& execution = {});
 
 /// Rows of a matrix to a quantised format, optionally gathered.
 struct QuantizeArgs {
@@ -83,10 +87,10 @@ struct QuantizeArgs {
   TensorView
       scales{};  ///< out [R, ceil(C / block)] f32, e8m0 (MX) or f8_e4m3 (NVFP4); [1, 1] per tensor
 };
-void quantize(const QuantizeArgs& args, const Execution& execution = {});
+SWITCHYARD_EXPORT void quantize(const QuantizeArgs& args, const Execution& execution = {});
 
 /// Stored matrix to f32 [N, K]; exact.
-void dequantize(const WeightMatrix& matrix, TensorView output);
+SWITCHYARD_EXPORT void dequantize(const WeightMatrix& matrix, TensorView output);
 
 /// Activation of a gate/up product: [R, 2I] (or [R, I] when not gated) to [R, I].
 struct ActivateArgs {
@@ -96,7 +100,7 @@ struct ActivateArgs {
   TensorView bias{};    ///< [2I] or empty
   TensorView output{};  ///< [R, I] f32, bf16 or f16
 };
-void activate(const ActivateArgs& args, const Execution& execution = {});
+SWITCHYARD_EXPORT void activate(const ActivateArgs& args, const Execution& execution = {});
 
 /// Weighted sum over the K slots of a token, in slot order, in f32.
 struct CombineArgs {
@@ -110,7 +114,7 @@ struct CombineArgs {
   TensorView num_tokens{};    ///< [1] i32 or empty
   TensorView output{};        ///< [T, H] f32, bf16 or f16
 };
-void combine(const CombineArgs& args, const Execution& execution = {});
+SWITCHYARD_EXPORT void combine(const CombineArgs& args, const Execution& execution = {});
 
 /// Stage 1 on sorted rows: output[t, k, :] = act(x_t . gate^T, x_t . up^T).
 struct GateUpArgs {
@@ -142,7 +146,7 @@ struct DenseArgs {
 };
 
 /// Packed experts of one layer, for callers that run the steps themselves.
-class Experts {
+class SWITCHYARD_EXPORT Experts {
  public:
   static Experts create(const LayerSpec& spec, const ExpertSource& source,
                         const LayerOptions& options = {});

@@ -5,6 +5,7 @@
 #include <string>
 #include <vector>
 
+#include "switchyard/export.h"
 #include "switchyard/tensor.h"
 
 namespace switchyard {
@@ -20,7 +21,7 @@ struct PlanStep {
 };
 
 /// What forward will do for `num_tokens` tokens on one backend.
-struct Plan {
+struct SWITCHYARD_EXPORT Plan {
   BackendKind backend = BackendKind::kCpu;
   std::string device{};  ///< "x86-64 AVX-512 VNNI, 2 threads"
   int64_t num_tokens = 0;
@@ -49,9 +50,10 @@ struct MachineLimits {
 };
 
 /// Measures this machine (about 0.5 s on CPU). num_threads 0 = all.
-MachineLimits measure_limits(BackendKind backend = BackendKind::kCpu, int num_threads = 0);
+SWITCHYARD_EXPORT MachineLimits measure_limits(BackendKind backend = BackendKind::kCpu,
+                                               int num_threads = 0);
 /// Typical H200 figures (docs/decisions.md has the source), for predictions on machines that have
 /// none.
-MachineLimits h200_limits();
+SWITCHYARD_EXPORT MachineLimits h200_limits();
 
 }  // namespace switchyard

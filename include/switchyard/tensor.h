@@ -6,6 +6,8 @@
 #include <cstdint>
 #include <initializer_list>
 
+#include "switchyard/export.h"
+
 namespace switchyard {
 
 /// Type of one stored element. 4-bit values travel as kU8 (or kI32) words; Format says what they
@@ -43,7 +45,7 @@ constexpr int64_t element_bytes(DataType type) noexcept {
 }
 
 /// "bf16", "f8_e4m3", ...
-const char* to_string(DataType type) noexcept;
+SWITCHYARD_EXPORT const char* to_string(DataType type) noexcept;
 
 /// Pointer, element type, shape and strides (in elements). Owns nothing; an empty view has data ==
 /// nullptr.
@@ -118,6 +120,6 @@ enum class BackendKind : int32_t {
 };
 
 /// "auto", "cpu", "cuda", "reference".
-const char* to_string(BackendKind kind) noexcept;
+SWITCHYARD_EXPORT const char* to_string(BackendKind kind) noexcept;
 
 }  // namespace switchyard

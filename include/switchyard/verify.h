@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <string>
 
+#include "switchyard/export.h"
 #include "switchyard/layer_spec.h"
 #include "switchyard/tensor.h"
 
@@ -16,7 +17,8 @@ struct ErrorBound {
   double worst = 0;          ///< of the worst element
   std::string derivation{};  ///< one line: which term contributes what
 };
-ErrorBound error_bound(const LayerSpec& spec, BackendKind backend, DataType output_type);
+SWITCHYARD_EXPORT ErrorBound error_bound(const LayerSpec& spec, BackendKind backend,
+                                         DataType output_type);
 
 struct Comparison {
   double rms_error = 0;    ///< rms(output - reference) / rms(reference)
@@ -29,6 +31,6 @@ struct Comparison {
   }
 };
 /// output and reference [T, C], f32, bf16, f16 or f64.
-Comparison compare(const TensorView& output, const TensorView& reference);
+SWITCHYARD_EXPORT Comparison compare(const TensorView& output, const TensorView& reference);
 
 }  // namespace switchyard

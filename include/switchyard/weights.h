@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <functional>
 
+#include "switchyard/export.h"
 #include "switchyard/layer_spec.h"
 #include "switchyard/tensor.h"
 
@@ -105,7 +106,17 @@ struct StackedExperts {
   TensorView down{};
   TensorView down_scales{};
   TensorView down_bias{};
+  /// What some formats have besides, or empty. kNvfp4: global scales, f32, [E] or for gate_up [E,
+  /// 2] (gate, up).
+  TensorView gate_up_global_scales{};
+  TensorView down_global_scales{};
+  /// kInt4: zero points, kU8, [E, 2I, ceil(H / group)] and [E, H, ceil(I / group)].
+  TensorView gate_up_zero_points{};
+  TensorView down_zero_points{};
+  /// SmoothQuant: f32, [E, H] and [E, I].
+  TensorView gate_up_smooth_scales{};
+  TensorView down_smooth_scales{};
 };
-ExpertSource expert_source(const StackedExperts& stacked);
+SWITCHYARD_EXPORT ExpertSource expert_source(const StackedExperts& stacked);
 
 }  // namespace switchyard
