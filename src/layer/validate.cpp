@@ -227,6 +227,18 @@ void validate_stacked(const StackedExperts& s) {
   check_rest("down_scales", s.down_scales, {num_experts, kAnyExtent, kAnyExtent});
   check_rest("gate_up_bias", s.gate_up_bias, {num_experts, gate_up_rows});
   check_rest("down_bias", s.down_bias, {num_experts, s.down.extent(1)});
+  check_rest("gate_up_zero_points", s.gate_up_zero_points, {num_experts, gate_up_rows, kAnyExtent});
+  check_rest("down_zero_points", s.down_zero_points, {num_experts, s.down.extent(1), kAnyExtent});
+  check_rest("gate_up_smooth_scales", s.gate_up_smooth_scales, {num_experts, kAnyExtent});
+  check_rest("down_smooth_scales", s.down_smooth_scales, {num_experts, kAnyExtent});
+  if (s.gate_up_global_scales.rank == 2)
+    check_rest("gate_up_global_scales", s.gate_up_global_scales, {num_experts, 2});
+  else
+    check_rest("gate_up_global_scales", s.gate_up_global_scales, {num_experts});
+  check_rest("down_global_scales", s.down_global_scales, {num_experts});
+  for (const NamedView& scales : {NamedView{"gate_up_global_scales", s.gate_up_global_scales},
+                                  NamedView{"down_global_scales", s.down_global_scales}})
+    if (!scales.view.empty()) check_type(scales.name, scales.view, {DataType::kF32});
 }
 
 void validate_max_tokens(int64_t max_tokens) {
