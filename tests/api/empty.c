@@ -1,0 +1,2 @@
+/* A library target needs a source. */
+typedef int switchyard_empty;
