@@ -10,7 +10,6 @@
 #include <mutex>
 #include <set>
 
-#include "checkpoint/json.h"
 #include "checkpoint/layer_assembly.h"
 #include "checkpoint/layer_weights.h"
 #include "checkpoint/mapped_file.h"
@@ -29,7 +28,8 @@ ModelConfig read_config(const fs::path& directory) {
   const std::string path = (directory / "config.json").string();
   ModelConfig config = parse_model_config(read_text_file(path, kMaxConfigBytes), path);
   const std::string extra = (directory / "hf_quant_config.json").string();
-  if (fs::exists(extra)) {
+  std::error_code ignored;
+  if (fs::exists(extra, ignored)) {
     merge_hf_quant_config(config, read_text_file(extra, kMaxConfigBytes), extra);
   }
   return config;
@@ -50,20 +50,6 @@ std::vector<int64_t> find_moe_layers(const ModelConfig& config, const TensorsByL
   return {found.begin(), found.end()};
 }
 
-/// The router has a row for every expert; config.json counts when it is missing.
-int64_t num_experts_of(const std::vector<const CheckpointTensor*>& tensors,
-                       std::optional<int64_t> configured) {
-  const LayerTensors found = collect_layer(0, tensors, 0);
-  if (!found.has(Slot::kRouter)) return configured.value_or(0);
-  const CheckpointTensor& router = *found[Slot::kRouter].values();
-  const int64_t rows = router.view.rank > 0 ? router.view.extent(0) : 0;
-  if (rows > kMaxExperts) {
-    throw Error(ErrorCode::kUnsupported, fmt::format("{} has {} rows; at most {} experts",
-                                                     printable(router.name), rows, kMaxExperts));
-  }
-  return rows;
-}
-
 CheckpointLayer summary(ResolvedLayer layer) {
   return {.index = layer.tensors.index,
           .family = std::move(layer.family),
@@ -80,7 +66,7 @@ CheckpointLayer summary(ResolvedLayer layer) {
 struct Checkpoint::Impl {
   explicit Impl(const std::string& directory)
       : config(read_config(directory)), files(Safetensors::open(directory)) {
-    layers = group_by_layer(files);
+    layers = group_by_layer(files.tensors());
     moe_layers = find_moe_layers(config, layers);
     if (config.num_hidden_layers == 0 && !layers.empty()) {
       config.num_hidden_layers = layers.rbegin()->first + 1;
@@ -109,8 +95,8 @@ ResolvedLayer Checkpoint::Impl::resolve(int64_t index) const {
   const auto at = layers.find(index);
   static const std::vector<const CheckpointTensor*> kNone;
   const auto& tensors = at == layers.end() ? kNone : at->second;
-  const int64_t num_experts = num_experts_of(tensors, config.num_experts.at(index));
-  return resolve_layer(config, collect_layer(index, tensors, num_experts));
+  return resolve_layer(config,
+                       collect_layer(index, tensors, config.num_experts.at(index).value_or(0)));
 }
 
 ResolvedLayer Checkpoint::Impl::resolve_complete(int64_t index) const {

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "checkpoint/json.h"
+#include "checkpoint/layer_expectations.h"
 #include "switchyard/error.h"
 
 namespace switchyard {
@@ -23,8 +24,7 @@ class Resolver {
   ResolvedLayer resolve() {
     check_placement();
     count_bytes();
-    expect_slots();
-    expect_parts();
+    expect_tensors(config_, out_.tensors);
     set_config_sizes();
     if (out_.tensors.coverage.complete()) {
       set_router_sizes();
@@ -67,10 +67,6 @@ class Resolver {
 
   void check_placement();
   void count_bytes();
-  void expect_slots();
-  void expect_parts();
-  void expect_biases();
-  void report_parts(const StoredMatrix& stored);
   void set_config_sizes();
   void set_router_sizes();
   void set_expert_formats();
@@ -126,98 +122,6 @@ void Resolver::count_bytes() {
     }
   }
   out_.expert_bytes = num_experts > 0 ? experts / num_experts : 0;
-}
-
-void Resolver::expect_slots() {
-  LayerTensors& layer = out_.tensors;
-  const auto expect = [&layer](Slot slot, bool needed) {
-    if (needed && !layer.has(slot)) layer.add_missing(slot);
-  };
-  const bool gated = layer.gated();
-  const bool gate_expected = config_.activation ? config_.activation->gated() : gated;
-  const uint32_t required = config_.traits == nullptr ? 0 : config_.traits->required_slots;
-  for (size_t slot = 0; slot < kNumSlots; ++slot) {
-    expect(static_cast<Slot>(slot), (required >> slot & 1u) != 0);
-  }
-  expect(Slot::kRouter, true);
-  expect(Slot::kFusedDown, layer.fused());
-  expect(Slot::kFusedUp, layer.has(Slot::kFusedDown) && !layer.fused() && !gate_expected);
-  expect(Slot::kFusedGateUp, layer.has(Slot::kFusedDown) && !layer.fused() && gate_expected);
-  if (layer.experts.empty() && !layer.fused() && !layer.has(Slot::kFusedDown)) {
-    layer.coverage.missing.push_back(layer.prefix() + "experts.*");
-  }
-  for (size_t e = 0; e < layer.experts.size(); ++e) {
-    for (const Slot slot : {Slot::kExpertGate, Slot::kExpertUp, Slot::kExpertDown}) {
-      const auto index = static_cast<size_t>(slot);
-      const bool any =
-          std::any_of(layer.experts.begin(), layer.experts.end(),
-                      [index](const StoredExpert& expert) { return !expert[index].empty(); });
-      const bool needed = slot != Slot::kExpertGate || gate_expected;
-      if (!any && needed) layer.add_missing(slot, static_cast<int64_t>(e));
-    }
-  }
-  const int64_t shared_size = config_.shared_intermediate_size.value_or(
-      config_.num_shared_experts.at(this->layer()).value_or(0));
-  const bool shared = shared_size > 0 || (required & slot_bit(Slot::kSharedDown)) != 0 ||
-                      layer.has(Slot::kSharedDown) || layer.has(Slot::kSharedUp) ||
-                      layer.has(Slot::kSharedGate) || layer.has(Slot::kSharedGateUp);
-  const bool shared_gate = layer.has(Slot::kSharedGate) || gate_expected;
-  expect(Slot::kSharedDown, shared);
-  expect(Slot::kSharedUp, shared && !layer.has(Slot::kSharedGateUp));
-  expect(Slot::kSharedGate, shared && !layer.has(Slot::kSharedGateUp) && shared_gate);
-  const bool latent = config_.latent_size.has_value() || layer.has(Slot::kLatentDown) ||
-                      layer.has(Slot::kLatentUp) || layer.has(Slot::kLatentNorm);
-  expect(Slot::kLatentDown, latent);
-  expect(Slot::kLatentUp, latent);
-  const bool hash = config_.layer_kind(this->layer()) == LayerKind::kHashMoe;
-  expect(Slot::kTid2eid, hash);
-  const bool bias_required = config_.selection_bias.value_or(
-      config_.traits != nullptr && config_.traits->selection_bias == BiasRule::kRequired);
-  expect(Slot::kSelectionBias, bias_required && !hash && !hashed());
-}
-
-void Resolver::report_parts(const StoredMatrix& stored) {
-  if (stored.empty()) {
-    // A scale without its weight: nothing will read it.
-    for (const CheckpointTensor* tensor : stored.parts) {
-      if (tensor != nullptr) out_.tensors.coverage.unknown.push_back(tensor->name);
-    }
-    return;
-  }
-  PartReport report = check_parts(stored);
-  Coverage& coverage = out_.tensors.coverage;
-  coverage.missing.insert(coverage.missing.end(), report.missing.begin(), report.missing.end());
-  coverage.unknown.insert(coverage.unknown.end(), report.unused.begin(), report.unused.end());
-  coverage.used -= static_cast<int64_t>(report.unused.size());
-}
-
-void Resolver::expect_parts() {
-  const auto is_vector = [](Slot slot) {
-    return slot == Slot::kLogitBias || slot == Slot::kSelectionBias || slot == Slot::kTid2eid ||
-           slot == Slot::kPerExpertScale || slot == Slot::kRouterNormScale ||
-           slot == Slot::kLatentNorm;
-  };
-  for (size_t slot = 0; slot < kNumSlots; ++slot) {
-    if (!is_vector(static_cast<Slot>(slot))) report_parts(tensors().slots[slot]);
-  }
-  for (const StoredExpert& expert : tensors().experts) {
-    for (const StoredMatrix& stored : expert) report_parts(stored);
-  }
-  if (config_.traits != nullptr && config_.traits->biases) expect_biases();
-}
-
-/// Without its bias a matrix of gpt-oss would silently count as one that has none.
-void Resolver::expect_biases() {
-  const auto expect = [this](const StoredMatrix& stored) {
-    if (stored.empty() || stored[Part::kBias] != nullptr) return;
-    out_.tensors.coverage.missing.push_back("the bias of " + stored.values()->name);
-  };
-  for (const Slot slot : {Slot::kFusedGateUp, Slot::kFusedUp, Slot::kFusedDown}) {
-    expect(tensors().slots[static_cast<size_t>(slot)]);
-  }
-  for (const StoredExpert& expert : tensors().experts) {
-    for (const StoredMatrix& stored : expert) expect(stored);
-  }
 }
 
 /// What inspect can still show when tensors are missing.

@@ -40,11 +40,48 @@ std::optional<Candidate> parse(const CheckpointTensor& tensor) {
                    .name = parse_tensor_name(*block)};
 }
 
+bool is_expert(const Candidate& candidate) {
+  return candidate.name && is_expert_slot(candidate.name->slot);
+}
+
+/// The block most of the layer's experts are in; without any, that of the first candidate.
+std::string block_with_experts(const std::vector<Candidate>& candidates) {
+  std::map<std::string_view, int64_t> counts;
+  for (const Candidate& candidate : candidates) {
+    counts[candidate.block.block] += is_expert(candidate) ? 1 : 0;
+  }
+  if (candidates.empty()) return "mlp.";
+  std::string_view most = candidates.front().block.block;
+  for (const auto& [block, count] : counts) {
+    if (count > counts[most]) most = block;
+  }
+  return std::string(most);
+}
+
+/// The router has a row for every expert; when it is missing config.json counts, then the names.
+int64_t count_experts(const std::vector<Candidate>& candidates, const std::string& block,
+                      int64_t configured) {
+  int64_t named = 0;
+  for (const Candidate& candidate : candidates) {
+    if (candidate.block.block != block || !candidate.name) continue;
+    named = std::max(named, candidate.name->expert + 1);
+    const CheckpointTensor& tensor = *candidate.tensor;
+    if (candidate.name->slot != Slot::kRouter || candidate.name->part != Part::kValues) continue;
+    if (tensor.view.rank == 0) continue;
+    if (tensor.view.extent(0) > kMaxExperts) {
+      throw Error(ErrorCode::kUnsupported,
+                  fmt::format("{} has {} rows; at most {} experts", printable(tensor.name),
+                              tensor.view.extent(0), kMaxExperts));
+    }
+    return tensor.view.extent(0);
+  }
+  return configured > 0 ? configured : std::min(named, kMaxExperts);
+}
+
 /// Where the tensor goes, or null when its expert lies beyond `num_experts`.
 StoredMatrix* find_slot(LayerTensors& layer, const TensorName& name, int64_t num_experts) {
   if (name.expert < 0) return &layer.slots[static_cast<size_t>(name.slot)];
-  const int64_t limit = num_experts > 0 ? num_experts : kMaxExperts;
-  if (name.expert >= limit) return nullptr;
+  if (name.expert >= num_experts) return nullptr;
   const auto expert = static_cast<size_t>(name.expert);
   if (layer.experts.size() <= expert) layer.experts.resize(expert + 1);
   return &layer.experts[expert][static_cast<size_t>(name.slot)];
@@ -121,14 +158,14 @@ void LayerTensors::add_missing(Slot slot, int64_t expert) {
   coverage.missing.push_back(prefix() + usual_name(block, slot, expert));
 }
 
-TensorsByLayer group_by_layer(const Safetensors& files) {
+TensorsByLayer group_by_layer(const std::vector<CheckpointTensor>& all) {
   TensorsByLayer layers;
   std::string_view moe_stack;
-  for (const CheckpointTensor& tensor : files.tensors()) {
+  for (const CheckpointTensor& tensor : all) {
     const std::optional<LayerName> name = parse_layer_name(tensor.name);
     if (!name) continue;
     const std::optional<Candidate> candidate = parse(tensor);
-    if (candidate && candidate->name && is_expert_slot(candidate->name->slot)) {
+    if (candidate && is_expert(*candidate)) {
       if (!moe_stack.empty() && moe_stack != name->stack) {
         throw Error(ErrorCode::kUnsupported,
                     fmt::format("experts are stored under '{}' and under '{}'; only one text model "
@@ -150,45 +187,36 @@ TensorsByLayer group_by_layer(const Safetensors& files) {
 bool has_experts(const std::vector<const CheckpointTensor*>& tensors) {
   return std::any_of(tensors.begin(), tensors.end(), [](const CheckpointTensor* tensor) {
     const std::optional<Candidate> candidate = parse(*tensor);
-    return candidate && candidate->name && is_expert_slot(candidate->name->slot);
+    return candidate && is_expert(*candidate);
   });
 }
 
 LayerTensors collect_layer(int64_t index, const std::vector<const CheckpointTensor*>& tensors,
-                           int64_t num_experts) {
+                           int64_t configured_experts) {
   std::vector<Candidate> candidates;
-  LayerTensors layer{.index = index};
-  bool block_known = false;
   for (const CheckpointTensor* tensor : tensors) {
-    std::optional<Candidate> candidate = parse(*tensor);
-    if (!candidate) continue;
-    if (!block_known && candidate->name && is_expert_slot(candidate->name->slot)) {
-      layer.layer_prefix = candidate->prefix;
-      layer.block = candidate->block.block;
-      block_known = true;
-    }
-    candidates.push_back(std::move(*candidate));
+    if (std::optional<Candidate> candidate = parse(*tensor)) candidates.push_back(*candidate);
   }
-  if (!block_known) {
-    // No expert at all: every block of the layer is looked at, so that the report names the rest.
-    if (!tensors.empty()) {
-      const std::string& name = tensors.front()->name;
-      layer.layer_prefix = name.substr(0, name.size() - parse_layer_name(name)->rest.size());
-    }
-    layer.block = candidates.empty() ? "mlp." : std::string(candidates.front().block.block);
+  LayerTensors layer{.index = index};
+  if (!tensors.empty()) {
+    const std::string& name = tensors.front()->name;
+    layer.layer_prefix = name.substr(0, name.size() - parse_layer_name(name)->rest.size());
   }
+  layer.block = block_with_experts(candidates);
+  const int64_t num_experts = count_experts(candidates, layer.block, configured_experts);
   for (const Candidate& candidate : candidates) {
     // Beside the block's own prefix, only parts that never have one (Granite's shared expert); the
     // dense MLP that runs in parallel in Gemma-4 is another block.
     const bool ours = candidate.block.block == layer.block || candidate.block.block.empty();
-    const bool stray = candidate.name && is_expert_slot(candidate.name->slot);
     if (ours) {
       place(layer, candidate, num_experts);
-    } else if (stray) {
+    } else if (is_expert(candidate)) {
       layer.coverage.unknown.push_back(candidate.tensor->name);
     }
   }
-  if (!layer.fused() && num_experts > 0) layer.experts.resize(static_cast<size_t>(num_experts));
+  if (!layer.fused() && !layer.has(Slot::kFusedDown)) {
+    layer.experts.resize(static_cast<size_t>(num_experts));
+  }
   check_experts_alike(layer);
   return layer;
 }

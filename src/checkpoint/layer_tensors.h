@@ -40,16 +40,17 @@ struct LayerTensors {
   void add_missing(Slot slot, int64_t expert = -1);
 };
 
-/// The tensors below each layer of the text model; views into `files`.
+/// The tensors below each layer of the text model; pointers into `all`.
 using TensorsByLayer = std::map<int64_t, std::vector<const CheckpointTensor*>>;
-TensorsByLayer group_by_layer(const Safetensors& files);
+TensorsByLayer group_by_layer(const std::vector<CheckpointTensor>& all);
 
 /// True when some tensor of the layer belongs to a routed expert.
 bool has_experts(const std::vector<const CheckpointTensor*>& tensors);
 
-/// Puts every tensor in its slot. `num_experts` (0: unknown) bounds the experts that may exist.
+/// Puts every tensor in its slot. `configured_experts` (0: unknown) counts where there is no
+/// router.
 LayerTensors collect_layer(int64_t index, const std::vector<const CheckpointTensor*>& tensors,
-                           int64_t num_experts);
+                           int64_t configured_experts);
 
 /// "3 tensors are missing: a, b, ...; 1 is not understood: c", at most a screenful.
 std::string describe(const Coverage& coverage);

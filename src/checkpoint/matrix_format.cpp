@@ -277,12 +277,19 @@ void check_small_parts(const StoredMatrix& stored, const MatrixExpectation& expe
   }
 }
 
+/// "128x128", "1x32", "per channel", "per tensor"
+std::string describe_block(const ScaleBlock& block) {
+  if (block == ScaleBlock{0, 0}) return "per tensor";
+  if (block == ScaleBlock{1, 0}) return "per channel";
+  const auto extent = [](int64_t count) { return count == 0 ? "all" : std::to_string(count); };
+  return fmt::format("{}x{}", extent(block.rows), extent(block.cols));
+}
+
 std::string describe_format(const StoredMatrix& stored, const MatrixFormat& out) {
   std::string text = to_string(out.format);
   if (const CheckpointTensor* scale = stored[Part::kScale]) {
-    const auto extent = [](int64_t block) { return block == 0 ? "all" : std::to_string(block); };
     const bool e8m0 = out.format == Format::kMxfp4 || out.format == Format::kMxfp8;
-    text += fmt::format(", scales {}x{} {}", extent(out.block.rows), extent(out.block.cols),
+    text += fmt::format(", scales {} {}", describe_block(out.block),
                         to_string(e8m0 ? DataType::kF8E8m0 : scale->view.type));
   }
   if (stored[Part::kZeroPoint] != nullptr) text += ", zero points";

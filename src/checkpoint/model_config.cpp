@@ -72,6 +72,7 @@ void read_sizes(const ConfigReader& reader, ModelConfig& config) {
       reader.integer({"shared_expert_intermediate_size", "moe_shared_expert_intermediate_size",
                       "shared_intermediate_size"},
                      0, kMaxSize);
+  config.latent_norm = reader.boolean({"has_routed_norm"}).value_or(false);
   config.zero_experts = reader.integer({"zero_expert_num"}, 0, kMaxExperts).value_or(0);
 }
 

@@ -44,6 +44,7 @@ struct ModelConfig {
   std::optional<int64_t> hidden_size{}, latent_size{}, shared_intermediate_size{};
   PerLayer num_experts{}, top_k{}, intermediate_size{}, num_shared_experts{};
   int64_t zero_experts = 0;
+  bool latent_norm = false;  ///< has_routed_norm (Kimi-K3)
 
   std::optional<Scoring> scoring{};
   std::optional<bool> renormalize{};

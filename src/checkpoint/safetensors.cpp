@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <filesystem>
+#include <iterator>
 #include <map>
 
 #include "checkpoint/json.h"
@@ -23,27 +24,6 @@ constexpr const char* kIndexFile = "model.safetensors.index.json";
 
 [[noreturn]] void fail(const std::string& path, const std::string& message) {
   throw Error(ErrorCode::kInvalidFile, fmt::format("{}: {}", path, message));
-}
-
-/// Extents beyond TensorView's rank are folded into the first one; a 5-D vision filter must not
-/// make the file unreadable.
-TensorView make_view(const HeaderTensor& tensor, const std::byte* data) {
-  std::vector<int64_t> shape = tensor.shape;
-  if (tensor.type.bits == 4 && !shape.empty()) shape.back() /= 2;
-  while (shape.size() > TensorView::kMaxRank) {
-    shape[1] *= shape[0];
-    shape.erase(shape.begin());
-  }
-  TensorView view{.data = const_cast<std::byte*>(data),
-                  .type = tensor.type.type,
-                  .rank = static_cast<int>(shape.size())};
-  int64_t stride = 1;
-  for (size_t d = shape.size(); d-- > 0;) {
-    view.shape[d] = shape[d];
-    view.strides[d] = stride;
-    stride *= shape[d];
-  }
-  return view;
 }
 
 /// Shard names come from a downloaded index: a plain file name, nothing that leaves the directory.
@@ -108,14 +88,9 @@ void Safetensors::Impl::add_file(const std::string& path) {
   }
   MappedFile file(path);
   const SafetensorsHeader header = parse_safetensors_header(file.bytes(), path);
-  for (const HeaderTensor& tensor : header.tensors) {
-    const std::byte* data = file.bytes().data() + header.data_begin + tensor.begin;
-    tensors.push_back({.name = tensor.name,
-                       .file = path,
-                       .dtype = std::string(tensor.type.name),
-                       .view = make_view(tensor, data),
-                       .bytes = tensor.end - tensor.begin});
-  }
+  std::vector<CheckpointTensor> found = list_tensors(header, file.bytes(), path);
+  tensors.insert(tensors.end(), std::make_move_iterator(found.begin()),
+                 std::make_move_iterator(found.end()));
   files.push_back(std::move(file));
 }
 
@@ -127,7 +102,8 @@ void Safetensors::Impl::add_shards(const std::string& directory) {
     path_of.emplace(shard, (fs::path(directory) / shard).string());
   }
   for (const auto& [shard, path] : path_of) {
-    if (!fs::exists(path)) {
+    std::error_code ignored;
+    if (!fs::exists(path, ignored)) {
       fail(index_path, fmt::format("names the shard '{}', which does not exist", printable(shard)));
     }
     add_file(path);

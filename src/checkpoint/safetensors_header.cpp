@@ -154,6 +154,27 @@ void check_tiling(const std::vector<HeaderTensor>& tensors, int64_t data_bytes,
   }
 }
 
+/// Extents beyond TensorView's rank are folded into the first one; a 5-D vision filter must not
+/// make the file unreadable.
+TensorView make_view(const HeaderTensor& tensor, const std::byte* data) {
+  std::vector<int64_t> shape = tensor.shape;
+  if (tensor.type.bits == 4 && !shape.empty()) shape.back() /= 2;
+  while (shape.size() > TensorView::kMaxRank) {
+    shape[1] *= shape[0];
+    shape.erase(shape.begin());
+  }
+  TensorView view{.data = const_cast<std::byte*>(data),
+                  .type = tensor.type.type,
+                  .rank = static_cast<int>(shape.size())};
+  int64_t stride = 1;
+  for (size_t d = shape.size(); d-- > 0;) {
+    view.shape[d] = shape[d];
+    view.strides[d] = stride;
+    stride *= shape[d];
+  }
+  return view;
+}
+
 }  // namespace
 
 SafetensorsHeader parse_safetensors_header(std::span<const std::byte> file,
@@ -177,6 +198,20 @@ SafetensorsHeader parse_safetensors_header(std::span<const std::byte> file,
             });
   check_tiling(header.tensors, static_cast<int64_t>(file.size()) - header.data_begin, path);
   return header;
+}
+
+std::vector<CheckpointTensor> list_tensors(const SafetensorsHeader& header,
+                                           std::span<const std::byte> file,
+                                           const std::string& path) {
+  std::vector<CheckpointTensor> out;
+  for (const HeaderTensor& tensor : header.tensors) {
+    out.push_back({.name = tensor.name,
+                   .file = path,
+                   .dtype = std::string(tensor.type.name),
+                   .view = make_view(tensor, file.data() + header.data_begin + tensor.begin),
+                   .bytes = tensor.end - tensor.begin});
+  }
+  return out;
 }
 
 }  // namespace switchyard

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "checkpoint/dtype.h"
+#include "switchyard/checkpoint.h"
 
 namespace switchyard {
 
@@ -30,6 +31,11 @@ struct SafetensorsHeader {
 /// `file` is the whole file; only its header is read. Throws Error{kInvalidFile} naming `path` and
 /// the culprit.
 SafetensorsHeader parse_safetensors_header(std::span<const std::byte> file,
+                                           const std::string& path);
+
+/// The tensors of a parsed header as views into `file`.
+std::vector<CheckpointTensor> list_tensors(const SafetensorsHeader& header,
+                                           std::span<const std::byte> file,
                                            const std::string& path);
 
 }  // namespace switchyard

@@ -2,7 +2,6 @@
 
 #include <fcntl.h>
 #include <fmt/format.h>
-#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <sys/stat.h>
 
@@ -10,6 +9,7 @@
 #include <numeric>
 #include <vector>
 
+#include "checkpoint/expect_error.h"
 #include "checkpoint/temp_dir.h"
 #include "switchyard/checkpoint.h"
 #include "switchyard/error.h"
@@ -17,22 +17,10 @@
 namespace switchyard {
 namespace {
 
+using ::switchyard::testing::expect_error;
 using ::switchyard::testing::raw_safetensors;
 using ::switchyard::testing::TempDir;
 using ::switchyard::testing::write_text;
-using ::testing::HasSubstr;
-
-/// Runs `body`, which must throw Error{code} whose message has `text` in it.
-template <class Body>
-void expect_error(ErrorCode code, const std::string& text, Body&& body) {
-  try {
-    body();
-    FAIL() << "no error; expected one with: " << text;
-  } catch (const Error& e) {
-    EXPECT_EQ(e.code(), code) << e.what();
-    EXPECT_THAT(std::string(e.what()), HasSubstr(text));
-  }
-}
 
 TEST(Safetensors, RoundTripKeepsEveryTypeShapeAndByte) {
   const TempDir dir;
