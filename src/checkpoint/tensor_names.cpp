@@ -229,6 +229,10 @@ std::string usual_name(std::string_view block, Slot slot, int64_t expert) {
     case Slot::kSharedUp: return "shared_experts.up_proj.weight";
     case Slot::kSharedDown: return "shared_experts.down_proj.weight";
     case Slot::kSharedSigmoid: return "shared_expert_gate.weight";
+    case Slot::kRouter:
+      return block.empty()              ? "router.proj.weight"
+             : block == "feed_forward." ? "router.weight"
+                                        : "gate.weight (the router)";
     case Slot::kSelectionBias:
       return block == "ffn." ? "gate.bias" : "gate.e_score_correction_bias";
     default: break;
