@@ -78,14 +78,14 @@ struct QuantizeArgs {
                                ///< range gives zeros
   TensorView channel_scale{};  ///< [C] f32 or empty: multiplies the input first (SmoothQuant)
   Format format = Format::kFp8E4m3;
-  ScaleBlock scale_block{1, 128};               ///< rows 1 (per row and block) or 0 (per tensor)
+  /// {1, n} per row, {0, 0} per tensor, {128, 128} as DeepSeek stores weights.
+  ScaleBlock scale_block{1, 128};
   ScaleRounding rounding = ScaleRounding::kUp;  ///< MX formats
-  bool power_of_two_scales =
-      false;                  ///< FP8 with f32 scales: round them up to powers of two (ue8m0)
-  float global_scale = 1.0f;  ///< kNvfp4: multiplies on decode
-  TensorView values{};        ///< out [R, C] f8_e4m3 / i8, or [R, ceil(C/2)] u8 for 4-bit
-  TensorView
-      scales{};  ///< out [R, ceil(C / block)] f32, e8m0 (MX) or f8_e4m3 (NVFP4); [1, 1] per tensor
+  bool power_of_two_scales = false;             ///< FP8: round scales up to powers of two (ue8m0)
+  float global_scale = 1.0f;                    ///< kNvfp4: multiplies on decode
+  TensorView values{};  ///< out [R, C] f8_e4m3 / i8, or [R, ceil(C/2)] u8 for 4-bit
+  TensorView scales{};  ///< out, one per block: f32, bf16 or e8m0 (powers of two); e8m0 (MX);
+                        ///< f8_e4m3 (NVFP4)
 };
 SWITCHYARD_EXPORT void quantize(const QuantizeArgs& args, const Execution& execution = {});
 

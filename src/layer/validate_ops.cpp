@@ -1,5 +1,7 @@
 // Checks of the ops: every tensor against the sizes that the others give.
 
+#include <cmath>
+
 #include "core/expert_sort.h"
 #include "core/scale_layout.h"
 #include "layer/check.h"
@@ -161,20 +163,29 @@ void validate_quantize(const ops::QuantizeArgs& args) {
   require(known, "format is {}; quantize writes fp8_e4m3, int8, int4, mxfp4, mxfp8 and nvfp4",
           to_string(format));
   check_format("format", format, args.scale_block);
-  check_range("scale_block.rows", args.scale_block.rows, 0, 1);
+  check_range("scale_block.rows", args.scale_block.rows, 0, kMaxExtent);
   check_range("scale_block.cols", args.scale_block.cols, 0, kMaxExtent);
   check_range("rounding", static_cast<int64_t>(args.rounding), 0,
               static_cast<int64_t>(ScaleRounding::kCeil));
-  require(args.global_scale > 0, "global_scale is {}; it must be positive", args.global_scale);
+  require(args.global_scale > 0 && std::isfinite(args.global_scale),
+          "global_scale is {}; it must be positive and finite", args.global_scale);
 
   const int64_t words = element_bits(format) == 4 ? ceil_div<int64_t>(cols, 2) : cols;
   check_tensor("values", args.values, {code_type(format)}, {rows, words});
-  const bool mx = format == Format::kMxfp4 || format == Format::kMxfp8;
-  const DataType scale_type = mx                         ? DataType::kF8E8m0
-                              : format == Format::kNvfp4 ? DataType::kF8E4m3
-                                                         : DataType::kF32;
-  check_tensor("scales", args.scales, {scale_type},
-               {scale_rows(args.scale_block, rows), scale_cols(args.scale_block, cols)});
+  const auto check_scales = [&](Types types) {
+    check_tensor("scales", args.scales, types,
+                 {scale_rows(args.scale_block, rows), scale_cols(args.scale_block, cols)});
+  };
+  require(!args.power_of_two_scales || format == Format::kFp8E4m3,
+          "power_of_two_scales is true for {}; only fp8_e4m3 takes it", to_string(format));
+  if (format == Format::kMxfp4 || format == Format::kMxfp8)
+    check_scales({DataType::kF8E8m0});
+  else if (format == Format::kNvfp4)
+    check_scales({DataType::kF8E4m3});
+  else if (args.power_of_two_scales)
+    check_scales({DataType::kF32, DataType::kBf16, DataType::kF8E8m0});
+  else
+    check_scales({DataType::kF32, DataType::kBf16});
   const NamedView outputs[] = {{"values", args.values}, {"scales", args.scales}};
   const NamedView inputs[] = {
       {"input", args.input}, {"row_index", args.row_index}, {"channel_scale", args.channel_scale}};

@@ -654,11 +654,17 @@ TEST(Validation, Ops) {
                   [](auto& a) { a.format = Format::kInt8; });
   reject_quantize("scale block of mxfp8 is 1x128; it must be 1x32",
                   [](auto& a) { a.format = Format::kMxfp8; });
-  reject_quantize("scale_block.rows is 2; it must be between 0 and 1",
+  reject_quantize("scales is [4, 1]; its shape must be [2, 1]",
                   [](auto& a) { a.scale_block.rows = 2; });
+  reject_quantize("power_of_two_scales is true for int8", [](auto& a) {
+    a.format = Format::kInt8;
+    a.values.type = DataType::kI8;
+    a.power_of_two_scales = true;
+  });
   reject_quantize("scales is [4, 1]; its shape must be [4, 4]",
                   [](auto& a) { a.scale_block.cols = 2; });
-  reject_quantize("global_scale is 0; it must be positive", [](auto& a) { a.global_scale = 0; });
+  reject_quantize("global_scale is 0; it must be positive and finite",
+                  [](auto& a) { a.global_scale = 0; });
 
   Buffer half(DataType::kF32, {4, 4});
   ops::ActivateArgs activate{.input = f32, .output = half};
