@@ -102,8 +102,8 @@ class CudaBackend final : public Backend {
          .reverse_sorted = args.reverse_sorted.as<int32_t>(),
          .zeroed = buffer.data,
          .zeroed_bytes = buffer.empty() ? 0 : buffer.num_elements() * element_bytes(buffer.type)},
-        plan_sort(num_tokens, top_k, args.num_experts), where.workspace.data, where.device,
-        where.stream);
+        plan_sort(num_tokens, top_k, args.num_experts, args.unit_size), where.workspace.data,
+        where.device, where.stream);
   }
 
   void quantize(const ops::QuantizeArgs& args, const ops::Execution& where) const override {

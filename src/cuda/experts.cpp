@@ -218,8 +218,8 @@ CudaExperts::Batch CudaExperts::sort_chunk(const RunExpertsArgs& args, int64_t b
   if (!args.topk_weights.empty()) {
     job.topk_weights = args.topk_weights.as<const int32_t>() + begin * top_k;
   }
-  sort(job, plan_sort(num_tokens, top_k, spec_.num_experts), layout.sort_scratch.in(workspace),
-       device_, stream);
+  sort(job, plan_sort(num_tokens, top_k, spec_.num_experts, unit),
+       layout.sort_scratch.in(workspace), device_, stream);
   batch.map.sorted_ids = job.sorted_ids;
   batch.map.sorted_weights = layout.sorted_weights.in<const float>(workspace);
   batch.map.sorted_expert_ids = job.sorted_expert_ids;
@@ -353,8 +353,8 @@ void CudaExperts::plan(int64_t num_tokens, int64_t top_k, const MachineLimits& l
   const auto pairs = static_cast<double>(num_tokens * top_k);
   const auto width = static_cast<double>(spec_.expert_width());
   const auto inner = static_cast<double>(spec_.intermediate_size);
-  const SortPlan sort_plan =
-      plan_sort(std::min(num_tokens, chunk_tokens(num_tokens, top_k)), top_k, spec_.num_experts);
+  const SortPlan sort_plan = plan_sort(std::min(num_tokens, chunk_tokens(num_tokens, top_k)), top_k,
+                                       spec_.num_experts, kGemmRowsDecode);
   const auto add = [&](const char* step, const char* kernel, const char* why, double bytes,
                        double flops) {
     plan.steps.push_back(
@@ -366,9 +366,9 @@ void CudaExperts::plan(int64_t num_tokens, int64_t top_k, const MachineLimits& l
          .predicted_us = predict_us(bytes, flops, limits.read_gbps, limits.f32_gflops)});
   };
   const bool one_shot = sort_plan.path == SortPath::kOneShot;
-  add("sort", one_shot ? "sort_one_shot" : "sort_count + sort_place",
-      one_shot ? "few pairs: one block ranks them by bitmaps"
-               : "chunks of tokens counted by one kernel, placed by the next",
+  add("sort", one_shot ? "sort_one_shot" : "sort_count, sort_place",
+      one_shot ? "few pairs: every block ranks them all and writes its share"
+               : "chunks of tokens, counted by one kernel and placed by the next",
       pairs * 16, 0);
   const char* why = "no tuned kernel for this format yet: f32 tiles, any format and shape";
   const double matrices = spec_.activation.gated() ? 2 : 1;

@@ -1,5 +1,5 @@
 #pragma once
-// Kernel launches that throw, and the few device helpers that every step needs.
+// Kernel launches that throw, and how a kernel overlaps the one before it.
 
 #include <cuda_runtime.h>
 
@@ -16,19 +16,24 @@ struct LaunchShape {
   dim3 block{1};
   int64_t shared_bytes = 0;
   /// The kernel may start before the one launched just before it in the stream has ended; it calls
-  /// wait_for_previous_kernel() before it reads that one's output. Ignored before sm_90.
+  /// wait_for_previous_kernel() before it reads that one's output. Needs sm_90.
   bool overlap_previous = false;
 };
+
+/// More than the 48 KB that every kernel may take.
+template <class... Params>
+void allow_shared_bytes(void (*kernel)(Params...), int64_t bytes) {
+  constexpr int64_t kDefaultLimit = 48 * 1024;
+  if (bytes <= kDefaultLimit) return;
+  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                             static_cast<int>(bytes)),
+        "cudaFuncSetAttribute");
+}
 
 template <class... Params, class... Args>
 void launch(void (*kernel)(Params...), const LaunchShape& shape, cudaStream_t stream,
             Args&&... args) {
-  constexpr int64_t kDefaultSharedLimit = 48 * 1024;
-  if (shape.shared_bytes > kDefaultSharedLimit) {
-    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                               static_cast<int>(shape.shared_bytes)),
-          "cudaFuncSetAttribute");
-  }
+  allow_shared_bytes(kernel, shape.shared_bytes);
   cudaLaunchAttribute overlap{};
   overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
   overlap.val.programmaticStreamSerializationAllowed = 1;

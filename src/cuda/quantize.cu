@@ -14,7 +14,6 @@ namespace switchyard::cuda {
 namespace {
 
 constexpr int kThreads = 256;
-constexpr int kInFlight = 2;  // vectors that a thread loads before it uses one
 constexpr uint32_t kMagnitude = 0x7fffffffu;
 constexpr uint32_t kAll = ~0u;
 
@@ -44,22 +43,23 @@ __device__ bool pick_row(const QuantizeJob& job, int64_t r, Row& row) {
   return true;
 }
 
-/// Raw numbers to what is quantised: subnormals are zero, channel scales multiply.
-__device__ void prepare(const QuantizeJob& job, const Row& row, int64_t col, float (&v)[kVector]) {
-#pragma unroll
-  for (int j = 0; j < kVector; ++j) v[j] = flush_subnormal(v[j]);
+/// Channel scales, where there are any. Subnormal numbers count as zero wherever values are used.
+__device__ void apply_channels(const QuantizeJob& job, const Row& row, int64_t col,
+                               float (&v)[kVector]) {
   if (job.channel_scale == nullptr || row.input < 0) return;
 #pragma unroll
   for (int j = 0; j < kVector; ++j) {
-    if (col + j < job.cols) v[j] = quantizer_input(v[j], row.channel_scale[col + j]);
+    if (col + j < job.cols) v[j] = flushed_product(v[j], row.channel_scale[col + j]);
   }
 }
-__device__ uint32_t largest(const float (&v)[kVector]) {
-  uint32_t bits = 0;
+/// Largest magnitude; NaN or infinity win, and a subnormal one is zero to block_scale.
+__device__ float largest(const float (&v)[kVector]) {
+  float amax = max_magnitude(v[0], v[1]);
 #pragma unroll
-  for (int j = 0; j < kVector; ++j) bits = max(bits, __float_as_uint(v[j]) & kMagnitude);
-  return bits;
+  for (int j = 2; j < kVector; ++j) amax = max_magnitude(amax, v[j]);
+  return amax;
 }
+__device__ uint32_t magnitude_bits(float amax) { return __float_as_uint(amax) & kMagnitude; }
 
 __device__ BlockScale scale_of(const QuantizeJob& job, uint32_t amax_bits) {
   return block_scale({.format = job.format,
@@ -82,47 +82,42 @@ __device__ void store_scale(const QuantizeJob& job, int64_t index, float stored)
   }
 }
 
+/// Integers, ties to even: the low bits of the sum with 1.5 * 2^23. No product exceeds the largest
+/// code by half, because the scale comes from the largest value.
+__device__ uint32_t integer_code(float product) { return __float_as_uint(product + 12582912.0f); }
+
 /// Codes of eight values, the first in the low bits: 64 bits, or 32 of 4-bit formats.
 __device__ uint2 encode(Format format, const float (&v)[kVector], float inverse) {
-  uint32_t code[kVector];
+  float x[kVector];
+#pragma unroll
+  for (int j = 0; j < kVector; ++j) x[j] = flushed_product(v[j], inverse);
+  uint2 packed{0, 0};
   switch (format) {
     case Format::kInt8:
 #pragma unroll
-      for (int j = 0; j < kVector; ++j) {
-        code[j] = static_cast<uint8_t>(f32_to_int8(v[j] * inverse));
+      for (int j = 0; j < 4; j += 2) {
+        const uint32_t low = __byte_perm(integer_code(x[j]), integer_code(x[j + 1]), 0x0040);
+        const uint32_t high = __byte_perm(integer_code(x[4 + j]), integer_code(x[5 + j]), 0x0040);
+        packed.x |= (low & 0xffffu) << (8 * j);
+        packed.y |= (high & 0xffffu) << (8 * j);
       }
-      break;
+      return packed;
     case Format::kInt4:
 #pragma unroll
-      for (int j = 0; j < kVector; ++j) code[j] = f32_to_int4(v[j] * inverse);
-      break;
+      for (int j = 0; j < kVector; ++j) {
+        packed.x |= ((integer_code(x[j]) + kInt4ZeroPoint) & 15u) << (4 * j);
+      }
+      return packed;
     case Format::kMxfp4:
     case Format::kNvfp4:
 #pragma unroll
-      for (int j = 0; j < kVector; ++j) code[j] = fp4_e2m1_code(v[j] * inverse);
-      break;
-    default: {
-      uint32_t two[4];
-#pragma unroll
-      for (int j = 0; j < 4; ++j) {
-        two[j] = pack_fp8_e4m3(v[2 * j] * inverse, v[2 * j + 1] * inverse);
-      }
-      return {two[0] | two[1] << 16, two[2] | two[3] << 16};
-    }
+      for (int j = 0; j < kVector; ++j) packed.x |= fp4_e2m1_code(x[j]) << (4 * j);
+      return packed;
+    default:
+      packed.x = pack_fp8_e4m3(x[0], x[1]) | pack_fp8_e4m3(x[2], x[3]) << 16;
+      packed.y = pack_fp8_e4m3(x[4], x[5]) | pack_fp8_e4m3(x[6], x[7]) << 16;
+      return packed;
   }
-  uint2 packed{0, 0};
-  const bool nibbles = format != Format::kInt8;
-#pragma unroll
-  for (int j = 0; j < kVector; ++j) {
-    if (nibbles) {
-      packed.x |= code[j] << (4 * j);
-    } else if (j < 4) {
-      packed.x |= code[j] << (8 * j);
-    } else {
-      packed.y |= code[j] << (8 * (j - 4));
-    }
-  }
-  return packed;
 }
 
 /// Codes of columns col .. col + 7 (those before job.cols) of an output row.
@@ -159,44 +154,57 @@ __device__ void write_vector(const QuantizeJob& job, const Row& row, int64_t col
   store_codes(job, row.output, col, codes, aligned);
 }
 
-/// Blocks of 8 << n columns; blockDim.x threads share a row, blockDim.y rows a thread block.
-__global__ void __launch_bounds__(kThreads) quantize_blocks_kernel(const QuantizeJob job) {
+/// Largest magnitude over `lanes` neighbours; a power of two.
+__device__ float lanes_max(float amax, int lanes) {
+  for (int width = 1; width < lanes; width *= 2) {
+    amax = max_magnitude(amax, __shfl_xor_sync(kAll, amax, width));
+  }
+  return amax;
+}
+
+/// Blocks of 16 << n columns; a thread owns kPerThread vectors that lie side by side in one block,
+/// so the scale is computed once for them. blockDim.x threads share a row, blockDim.y rows a block.
+constexpr int kPerThread = 2;
+template <Format kFormat>
+__global__ void __launch_bounds__(kThreads) quantize_blocks_kernel(const QuantizeJob any_format) {
+  QuantizeJob job = any_format;
+  job.format = kFormat;  // a constant: the switches on it vanish
+  if (kFormat == Format::kMxfp4 || kFormat == Format::kMxfp8) job.scale_type = DataType::kF8E8m0;
+  constexpr int kWidth = kPerThread * kVector;
   Row row;
   const int64_t r = static_cast<int64_t>(blockIdx.x) * blockDim.y + threadIdx.y;
   const int64_t num_rows = job.sorted_ids != nullptr ? job.num_sorted : job.rows.limit;
   if (r >= num_rows || !pick_row(job, r, row)) return;
-  const int lanes = static_cast<int>(job.scale_block.cols) / kVector;
-  const int64_t num_blocks = ceil_div(job.cols, job.scale_block.cols);
-  const int64_t num_vectors = num_blocks * lanes;
-  const int64_t step = blockDim.x * kInFlight;
-  for (int64_t first = threadIdx.x; first - threadIdx.x < num_vectors; first += step) {
-    RawVector raw[kInFlight];
+  const int lanes = static_cast<int>(job.scale_block.cols) / kWidth;
+  const auto num_cols = static_cast<int>(job.cols);
+  const int num_blocks = ceil_div(num_cols, static_cast<int>(job.scale_block.cols));
+  const int piece = static_cast<int>(blockIdx.y * blockDim.x + threadIdx.x);
+  const int col = piece * kWidth;
+  RawVector raw[kPerThread];
 #pragma unroll
-    for (int i = 0; i < kInFlight; ++i) {
-      const int64_t col = (first + i * blockDim.x) * kVector;
-      raw[i] = RawVector{};
-      if (col < job.cols && row.input >= 0) {
-        raw[i] = load_raw(job.input, job.input_type, row.input * job.cols + col);
-      }
+  for (int i = 0; i < kPerThread; ++i) {
+    raw[i] = RawVector{};
+    if (row.input >= 0 && col + i * kVector < num_cols) {
+      raw[i] = load_raw(job.input, job.input_type, row.input * job.cols + col + i * kVector);
     }
+  }
+  float v[kPerThread][kVector];
+  float amax = 0.0f;
 #pragma unroll
-    for (int i = 0; i < kInFlight; ++i) {
-      const int64_t vector = first + i * blockDim.x;
-      float v[kVector];
-      unpack(raw[i], job.input_type, v);
-      prepare(job, row, vector * kVector, v);
-      uint32_t amax = largest(v);
-      for (int width = 1; width < lanes; width *= 2) {
-        amax = max(amax, __shfl_xor_sync(kAll, amax, width));
-      }
-      if (vector >= num_vectors) continue;
-      const BlockScale scale = scale_of(job, amax);
-      if (vector % lanes == 0) {
-        store_scale(job, row.output * num_blocks + vector / lanes, scale.stored);
-      }
-      if (vector * kVector < job.cols) {
-        write_vector(job, row, vector * kVector, v, scale, true);
-      }
+  for (int i = 0; i < kPerThread; ++i) {
+    unpack(raw[i], job.input_type, v[i]);
+    apply_channels(job, row, col + i * kVector, v[i]);
+    amax = max_magnitude(amax, largest(v[i]));
+  }
+  const BlockScale scale = scale_of(job, magnitude_bits(lanes_max(amax, lanes)));
+  if (piece >= num_blocks * lanes) return;  // the last block may be partly past the end
+  if (piece % lanes == 0) {
+    store_scale(job, row.output * num_blocks + piece / lanes, scale.stored);
+  }
+#pragma unroll
+  for (int i = 0; i < kPerThread; ++i) {
+    if (col + i * kVector < num_cols) {
+      write_vector(job, row, col + i * kVector, v[i], scale, true);
     }
   }
 }
@@ -210,6 +218,44 @@ __device__ uint32_t block_max(uint32_t value) {
   return __reduce_max_sync(kAll, value);
 }
 
+/// One scale per row of up to kThreads * kRowVectors vectors: the row stays in registers.
+constexpr int kRowVectors = 4;
+template <Format kFormat>
+__global__ void __launch_bounds__(kThreads) quantize_rows_kernel(const QuantizeJob any_format) {
+  QuantizeJob job = any_format;
+  job.format = kFormat;
+  Row row;
+  if (!pick_row(job, blockIdx.x, row)) return;
+  const auto num_cols = static_cast<int>(job.cols);
+  const int first = static_cast<int>(threadIdx.x) * kVector;
+  constexpr int kStep = kThreads * kVector;
+  RawVector raw[kRowVectors];
+#pragma unroll
+  for (int i = 0; i < kRowVectors; ++i) {
+    raw[i] = RawVector{};
+    if (row.input >= 0 && first + i * kStep < num_cols) {
+      raw[i] = load_raw(job.input, job.input_type, row.input * job.cols + first + i * kStep);
+    }
+  }
+  float v[kVector];
+  float amax = 0.0f;
+#pragma unroll
+  for (int i = 0; i < kRowVectors; ++i) {
+    unpack(raw[i], job.input_type, v);
+    apply_channels(job, row, first + i * kStep, v);
+    amax = max_magnitude(amax, largest(v));
+  }
+  const BlockScale scale = scale_of(job, block_max(magnitude_bits(amax)));
+  if (threadIdx.x == 0) store_scale(job, row.output, scale.stored);
+#pragma unroll
+  for (int i = 0; i < kRowVectors; ++i) {
+    if (first + i * kStep >= num_cols) continue;
+    unpack(raw[i], job.input_type, v);
+    apply_channels(job, row, first + i * kStep, v);
+    write_vector(job, row, first + i * kStep, v, scale, true);
+  }
+}
+
 __device__ void load_prepared(const QuantizeJob& job, const Row& row, int64_t col, int64_t end,
                               bool aligned, float (&v)[kVector]) {
 #pragma unroll
@@ -218,7 +264,7 @@ __device__ void load_prepared(const QuantizeJob& job, const Row& row, int64_t co
     const int64_t first = row.input * job.cols;
     load_vector(job.input, job.input_type, first + col, first + end, aligned, v);
   }
-  prepare(job, row, col, v);
+  apply_channels(job, row, col, v);
 }
 
 /// Any block of height x width: one thread block each.
@@ -240,7 +286,7 @@ __global__ void __launch_bounds__(kThreads)
     any = true;
     for (int64_t col = first_col; col < end; col += kStep) {
       load_prepared(job, row, col, end, aligned, v);
-      amax = max(amax, largest(v));
+      amax = max(amax, magnitude_bits(largest(v)));
     }
   }
   if (!any) return;
@@ -268,7 +314,7 @@ __global__ void __launch_bounds__(kThreads)
     if (!pick_row(job, r, row)) continue;
     for (int64_t col = threadIdx.x * kVector; col < job.cols; col += kThreads * kVector) {
       load_prepared(job, row, col, job.cols, aligned, v);
-      amax = max(amax, largest(v));
+      amax = max(amax, magnitude_bits(largest(v)));
     }
   }
   amax = block_max(amax);
@@ -303,25 +349,39 @@ void quantize_tensor(const QuantizeJob& job, int64_t num_rows, bool aligned, cud
   launch(tensor_scale_kernel, {}, stream, job);
 }
 
-/// Threads of a row: as few idle ones as possible in the last round.
-int row_threads(int64_t num_vectors) {
+/// Threads of a row in one thread block: as few idle ones as possible in the last.
+int row_threads(int64_t pieces) {
   constexpr int kWarp = 32;
-  int best = kWarp;
-  int64_t best_cost = INT64_MAX;
-  for (int threads = kThreads; threads >= kWarp; threads -= kWarp) {
-    const int64_t rounds = ceil_div<int64_t>(num_vectors, threads * kInFlight);
-    const int64_t cost = rounds * threads;
-    if (cost < best_cost && (threads >= kThreads / 2 || kThreads % threads == 0)) {
-      best = threads;
-      best_cost = cost;
-    }
+  int best = kThreads;
+  for (int threads = kThreads - kWarp; threads >= kWarp; threads -= kWarp) {
+    const bool full = threads >= kThreads / 2 || kThreads % threads == 0;
+    const int64_t cost = ceil_div<int64_t>(pieces, threads) * threads;
+    if (full && cost < ceil_div<int64_t>(pieces, best) * best) best = threads;
   }
   return best;
 }
 
+using Kernel = void (*)(QuantizeJob);
+struct Kernels {
+  Kernel blocks, rows;
+};
+template <Format kFormat>
+constexpr Kernels kKernels{quantize_blocks_kernel<kFormat>, quantize_rows_kernel<kFormat>};
+Kernels kernels_of(Format format) {
+  switch (format) {
+    case Format::kInt8: return kKernels<Format::kInt8>;
+    case Format::kInt4: return kKernels<Format::kInt4>;
+    case Format::kMxfp4: return kKernels<Format::kMxfp4>;
+    case Format::kMxfp8: return kKernels<Format::kMxfp8>;
+    case Format::kNvfp4: return kKernels<Format::kNvfp4>;
+    default: return kKernels<Format::kFp8E4m3>;
+  }
+}
+
 bool neighbours_share(const QuantizeJob& job, bool aligned) {
   const int64_t cols = job.scale_block.cols;
-  return aligned && cols >= kVector && cols <= 32 * kVector && (cols & (cols - 1)) == 0;
+  return aligned && cols >= kPerThread * kVector && cols <= 32 * kPerThread * kVector &&
+         (cols & (cols - 1)) == 0;
 }
 
 }  // namespace
@@ -339,13 +399,19 @@ void quantize(const QuantizeJob& job, Stream stream) {
   }
   if (block.rows != 0 && (num_rows == 0 || job.cols == 0)) return;
   if (block.rows == 1 && neighbours_share(job, aligned)) {
-    const int64_t vectors = ceil_div(job.cols, block.cols) * block.cols / kVector;
-    const int x = row_threads(vectors);
+    const int64_t pieces = ceil_div(job.cols, block.cols) * block.cols / (kPerThread * kVector);
+    const int x = row_threads(pieces);
     const int y = kThreads / x;
-    launch(quantize_blocks_kernel,
-           {.grid = static_cast<unsigned>(ceil_div<int64_t>(num_rows, y)),
+    launch(kernels_of(job.format).blocks,
+           {.grid = dim3(static_cast<unsigned>(ceil_div<int64_t>(num_rows, y)),
+                         static_cast<unsigned>(ceil_div<int64_t>(pieces, x))),
             .block = dim3(static_cast<unsigned>(x), static_cast<unsigned>(y))},
            cuda_stream, job);
+    return;
+  }
+  if (block == ScaleBlock{1, 0} && aligned && job.cols <= kThreads * kRowVectors * kVector) {
+    launch(kernels_of(job.format).rows,
+           {.grid = static_cast<unsigned>(num_rows), .block = kThreads}, cuda_stream, job);
     return;
   }
   const int64_t width = block.cols == 0 ? job.cols : block.cols;

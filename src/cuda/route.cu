@@ -71,10 +71,14 @@ struct Router {
         logits[j] = job.logits_type == DataType::kBf16 ? bf16_to_f32(code) : f16_bits_to_f32(code);
       }
     }
+    if (job.logit_bias != nullptr) {
 #pragma unroll kUnroll
-    for (int j = 0; j < kSlots; ++j) {
-      if (has(j)) logits[j] = finite(logits[j], expert(j));
+      for (int j = 0; j < kSlots; ++j) {
+        if (has(j)) logits[j] += load_one(job.logit_bias, job.logit_bias_type, expert(j));
+      }
     }
+#pragma unroll kUnroll
+    for (int j = 0; j < kSlots; ++j) logits[j] = finite_logit(logits[j]);
   }
 
   __device__ float max_logit() const {
@@ -185,20 +189,34 @@ struct Router {
     }
   }
 
+  /// Largest of an array, as a tree: the chain of a round is what a single token waits for.
+  template <int kCount>
+  __device__ static uint32_t largest(const uint32_t (&from)[kCount]) {
+    uint32_t tree[kCount];
+#pragma unroll kUnroll
+    for (int j = 0; j < kCount; ++j) tree[j] = from[j];
+#pragma unroll
+    for (int width = kCount / 2; width > 0; width /= 2) {
+#pragma unroll kUnroll
+      for (int j = 0; j < width; ++j) tree[j] = max(tree[j], tree[j + width]);
+    }
+    return tree[0];
+  }
   /// Index (slot * 32 + lane) of the largest key of the warp, the lowest on a tie; takes it out.
   template <int kCount>
   __device__ int take_best(uint32_t (&from)[kCount]) const {
-    uint32_t best = from[0];
-    int slot = 0;
-#pragma unroll(kCount <= 32 ? kCount : 1)
-    for (int j = 1; j < kCount; ++j) {
-      slot = from[j] > best ? j : slot;
-      best = max(best, from[j]);
+    const uint32_t winner = __reduce_max_sync(kAll, largest(from));
+    uint32_t slots = 0;  // bit j: slot j holds the winner; at most 32 at a time
+    int base = 0;
+#pragma unroll kUnroll
+    for (int j = 0; j < kCount; ++j) {
+      if (kCount > 32 && j % 32 == 0 && slots == 0) base = j;
+      if (kCount <= 32 || j - base < 32) slots |= (from[j] == winner ? 1u : 0u) << (j - base);
     }
-    const uint32_t winner = __reduce_max_sync(kAll, best);
-    const auto candidate = static_cast<unsigned>(slot * kLanes + lane);
-    const int index = static_cast<int>(__reduce_min_sync(kAll, best == winner ? candidate : kAll));
-#pragma unroll(kCount <= 32 ? kCount : 1)
+    const int slot = base + __ffs(static_cast<int>(slots)) - 1;
+    const auto candidate = slots != 0 ? static_cast<unsigned>(slot * kLanes + lane) : kAll;
+    const int index = static_cast<int>(__reduce_min_sync(kAll, candidate));
+#pragma unroll kUnroll
     for (int j = 0; j < kCount; ++j) {
       if (j * kLanes + lane == index) from[j] = kTaken;
     }

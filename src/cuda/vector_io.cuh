@@ -37,15 +37,31 @@ __device__ inline uint32_t pack_fp8_e4m3(float low, float high) {
   return f32_to_fp8_e4m3(low) | static_cast<uint32_t>(f32_to_fp8_e4m3(high)) << 8;
 #endif
 }
-/// f32_to_fp4_e2m1 in ten instructions: below 2 the codes are multiples of 0.5, which adding
-/// 2^22 rounds to; above, exponent and first mantissa bit are the code.
+/// f32_to_fp4_e2m1 of a number: adding a power of two whose last place is the element's rounds the
+/// magnitude, and a carry moves to the next exponent.
 __device__ inline uint32_t fp4_e2m1_code(float value) {
-  const float magnitude = fminf(fabsf(value), kFp4E2m1Max);  // NaN gives 6, as the contract has it
-  const uint32_t fine = __float_as_uint(magnitude + 4194304.0f) & 7u;
-  const uint32_t bits = __float_as_uint(magnitude);
-  const uint32_t coarse = ((bits + 0x1fffffu + (bits >> 22 & 1u)) >> 22) - (127u << 1) + 2u;
-  const uint32_t sign = value != value ? 0u : __float_as_uint(value) >> 28 & 8u;
-  return (magnitude < 2.0f ? fine : coarse) | sign;
+  const float magnitude = fminf(fabsf(value), kFp4E2m1Max);
+  constexpr uint32_t kOne = 127u << 23;
+  const uint32_t quantum = max(__float_as_uint(magnitude) & 0x7f800000u, kOne);
+  const uint32_t magic = quantum + (22u << 23);
+  const uint32_t significand = __float_as_uint(magnitude + __uint_as_float(magic)) - magic;
+  const uint32_t code = significand + ((quantum - kOne) >> 22);
+  return code | (__float_as_uint(value) >> 28 & 8u);
+}
+
+/// Largest magnitude; a NaN wins.
+__device__ inline float max_magnitude(float a, float b) {
+  float larger;
+  asm("{.reg .f32 x, y; abs.f32 x, %1; abs.f32 y, %2; max.NaN.f32 %0, x, y;}"
+      : "=f"(larger)
+      : "f"(a), "f"(b));
+  return larger;
+}
+/// Product of numbers of which subnormal ones count as zero.
+__device__ inline float flushed_product(float a, float b) {
+  float product;
+  asm("mul.rn.ftz.f32 %0, %1, %2;" : "=f"(product) : "f"(a), "f"(b));
+  return product;
 }
 
 /// Whether vectors of this tensor may be read or written whole.

@@ -1,0 +1,39 @@
+#!/usr/bin/env python3
+"""Turns the logs of gpu_check.sh into records that say where they come from.
+
+Usage: gpu_record.py LOG_FOLDER OUT_FOLDER COMMIT
+"""
+import datetime
+import json
+import pathlib
+import subprocess
+import sys
+
+
+def machine():
+    fields = ["name", "driver_version", "clocks.sm", "clocks.max.sm", "clocks.mem", "power.limit"]
+    query = subprocess.run(["nvidia-smi", f"--query-gpu={','.join(fields)}", "--format=csv,noheader"],
+                           capture_output=True, text=True, check=True).stdout.splitlines()[0]
+    return dict(zip(fields, (value.strip() for value in query.split(","))))
+
+
+def main():
+    log, out, commit = pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2]), sys.argv[3]
+    origin = {"commit": commit, "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+              "machine": machine()}
+
+    def write(name, record):
+        (out / name).write_text(json.dumps({**origin, **record}, indent=1) + "\n")
+
+    tests = json.loads((log / "tests.json").read_text())
+    suites = {suite["name"]: {"tests": suite["tests"], "failures": suite["failures"]} for suite in tests["testsuites"]}
+    sanitizers = {path.stem: path.read_text().strip() for path in sorted(log.glob("*.summary"))}
+    write("tests.json", {"tests": tests["tests"], "failures": tests["failures"], "suites": suites,
+                         "sanitizers": sanitizers})
+    for name in ("steps.json", "peers.json"):
+        if (log / name).exists():
+            write(name, json.loads((log / name).read_text()))
+
+
+if __name__ == "__main__":
+    main()
