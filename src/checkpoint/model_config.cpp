@@ -111,6 +111,12 @@ void read_activation(const ConfigReader& reader, ModelConfig& config) {
   if (!name && config.traits != nullptr) name = config.traits->hidden_act;
   config.activation_name = name.value_or("");
   const std::optional<double> limit = reader.number({"swiglu_limit"});
+  if (config.traits != nullptr && config.traits->clamped && limit.value_or(0.0) <= 0.0) {
+    throw Error(
+        ErrorCode::kInvalidFile,
+        fmt::format("{}: swiglu_limit is {}; model_type '{}' needs a positive one", config.source,
+                    limit ? fmt::format("{}", *limit) : "absent", config.text_type));
+  }
   const std::optional<double> beta = reader.number({"situ_beta", "activation_situ_beta"});
   const GluStyle glu = config.traits == nullptr ? GluStyle::kPlain : config.traits->glu;
   ActivationSpec spec;

@@ -21,12 +21,19 @@ constexpr ModelTraits qwen_shared(std::string_view type, bool renormalize) {
 }
 
 /// DeepSeek-V3's router: sigmoid, correction bias, groups, scaling factor, epsilon 1e-20.
-constexpr ModelTraits deepseek(std::string_view type, Scoring scoring = Scoring::kSigmoid) {
+constexpr ModelTraits deepseek(std::string_view type) {
   return {.model_type = type,
-          .scoring = scoring,
+          .scoring = Scoring::kSigmoid,
           .renormalize_epsilon = 1e-20f,
           .selection_bias = BiasRule::kRequired,
           .scaled = true};
+}
+
+constexpr ModelTraits deepseek_v4() {
+  ModelTraits traits = deepseek("deepseek_v4");
+  traits.scoring = Scoring::kSqrtSoftplus;
+  traits.clamped = true;
+  return traits;
 }
 
 constexpr ModelTraits kTable[] = {
@@ -49,7 +56,7 @@ constexpr ModelTraits kTable[] = {
     {.model_type = "deepseek_v2", .renormalize = false, .renormalize_epsilon = 1e-20f},
     deepseek("deepseek_v3"),
     deepseek("deepseek_v32"),
-    deepseek("deepseek_v4", Scoring::kSqrtSoftplus),
+    deepseek_v4(),
     deepseek("kimi_k2"),
     deepseek("kimi_k25"),
     deepseek("kimi_k3"),

@@ -25,6 +25,7 @@ struct ModelTraits {
   /// The size of one expert is intermediate_size when there is no moe_intermediate_size.
   bool plain_intermediate_size = false;
   WeightPosition weight_position = WeightPosition::kOutput;
+  bool clamped = false;         ///< swiglu_limit must be there
   bool biases = false;          ///< gate/up and down of the routed experts have one each
   uint32_t required_slots = 0;  ///< slot_bit()s of what neither config.json nor a sibling announces
 };

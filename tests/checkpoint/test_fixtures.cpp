@@ -8,7 +8,9 @@
 #include <algorithm>
 #include <cstdio>
 #include <filesystem>
+#include <fstream>
 #include <functional>
+#include <nlohmann/json.hpp>
 #include <regex>
 #include <set>
 #include <string>
@@ -286,6 +288,27 @@ TEST_P(FixtureTest, RefusesALayerThatLostATensor) {
     }
   }
   EXPECT_GE(kinds.size(), 3u);
+}
+
+// Without the clamp DeepSeek-V4's output is off by a third, and nothing else would show it.
+TEST(FixtureConfig, DeepseekV4NeedsItsClamp) {
+  const fs::path directory = kFixtures / "deepseek_v4";
+  std::ifstream file(directory / "config.json");
+  const nlohmann::json config = nlohmann::json::parse(file);
+  const testing::TempDir changed;
+  fs::copy(directory / "model.safetensors", changed.path());
+  for (const nlohmann::json& limit : {nlohmann::json(), nlohmann::json(0), nlohmann::json(-1)}) {
+    nlohmann::json without = config;
+    without["swiglu_limit"] = limit;
+    std::ofstream(changed.path() / "config.json") << without;
+    try {
+      Checkpoint::open(changed.path().string()).layer(1);
+      ADD_FAILURE() << limit << " was accepted";
+    } catch (const Error& error) {
+      EXPECT_EQ(error.code(), ErrorCode::kInvalidFile) << error.what();
+      EXPECT_NE(std::string(error.what()).find("swiglu_limit"), std::string::npos);
+    }
+  }
 }
 
 std::string test_name(const ::testing::TestParamInfo<std::string>& info) {

@@ -352,6 +352,7 @@ TEST(DamagedTables, ExpertIdsOutOfRangeAreNamed) {
   model.config.update({{"n_routed_experts", kExperts},
                        {"moe_intermediate_size", kInner},
                        {"routed_scaling_factor", 1.5},
+                       {"swiglu_limit", 10.0},
                        {"num_hash_layers", 2}});
   add_experts(model, {.block = "layers.1.ffn.", .gate = "w1", .up = "w3", .down = "w2"},
               Stored::kBf16);
