@@ -94,9 +94,14 @@ class Backend {
                                                     const TensorView& bias,
                                                     const LayerOptions& options) const = 0;
   /// Copies small host tensors (biases, tables) to where the backend computes; the CPU copies too,
-  /// because weights are views that die with create. The result frees itself.
+  /// because weights are views that die with create. The result frees itself. A device accepts null
+  /// data and leaves the memory as it is.
   virtual std::shared_ptr<void> upload(const void* data, int64_t bytes,
                                        const LayerOptions& options) const = 0;
+  /// Waits for all work queued on the device, then copies to the host; 0 bytes only wait. A backend
+  /// on the host has nothing to do: DeviceMemory serves it.
+  virtual void download(void* /*host*/, const void* /*data*/, int64_t /*bytes*/,
+                        const LayerOptions& /*options*/) const {}
 };
 
 const Backend& reference_backend();

@@ -2,6 +2,7 @@
 // Everything public.
 
 #include "switchyard/checkpoint.h"
+#include "switchyard/device_memory.h"
 #include "switchyard/error.h"
 #include "switchyard/layer.h"
 #include "switchyard/layer_spec.h"

@@ -172,8 +172,16 @@ class CudaBackend final : public Backend {
     static_cast<void>(device_facts(options.device));
     const DeviceScope scope(options.device);
     const auto buffer = std::make_shared<DeviceBuffer>(bytes);
-    buffer->copy_from_host(0, data, bytes);
+    if (data != nullptr) buffer->copy_from_host(0, data, bytes);
     return {buffer, buffer->data()};
+  }
+  void download(void* host, const void* data, int64_t bytes,
+                const LayerOptions& options) const override {
+    static_cast<void>(device_facts(options.device));
+    const DeviceScope scope(options.device);
+    check(cudaDeviceSynchronize(), "cudaDeviceSynchronize");
+    if (bytes == 0) return;
+    check(cudaMemcpy(host, data, static_cast<size_t>(bytes), cudaMemcpyDeviceToHost), "cudaMemcpy");
   }
 
  private:
