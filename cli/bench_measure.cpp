@@ -37,6 +37,7 @@ struct Call {
   HostTensor router_logits;
   HostTensor input_ids;
   HostTensor topk_ids;
+  Runner::Prepared prepared{};
 };
 
 class Loop {
@@ -46,8 +47,9 @@ class Loop {
         skew_(options.skew),
         hidden_states_(random_hidden_states(tokens, model.spec.hidden_size)),
         output_(DataType::kBf16, {tokens, model.spec.hidden_size}),
+        scratch_(make_scratch(model.layers.front(), tokens)),
         cache_(options.l3_bytes / std::max<int64_t>(model.expert_bytes, 1)) {
-    for (const Layer& layer : model.layers) runners_.emplace_back(layer, tokens);
+    for (const Layer& layer : model.layers) runners_.emplace_back(layer, scratch_);
     // Calls of one burst run back to back, as layers do in an engine, on at most 4 MiB of logits.
     constexpr int64_t kBurstBytes = 4 << 20;
     const int64_t logits_bytes = tokens * model.spec.num_experts * 4;
@@ -55,7 +57,8 @@ class Loop {
     for (int64_t i = 0; i < burst; ++i) {
       calls_.push_back({HostTensor(DataType::kF32, {tokens, model.spec.num_routed()}),
                         HostTensor(DataType::kI64, {tokens}),
-                        HostTensor(DataType::kI32, {tokens, model.spec.top_k})});
+                        HostTensor(DataType::kI32, {tokens, model.spec.top_k}),
+                        {}});
     }
   }
 
@@ -69,6 +72,7 @@ class Loop {
       const auto begin = Clock::now();
       const size_t layer = forward(call);
       const double us = seconds_since(begin) * 1e6;
+      Runner::fetch(call.prepared);
       const auto experts = distinct_experts(call.topk_ids.view(), model_.spec.num_experts);
       for (const int32_t expert : experts) cache_.read(static_cast<int64_t>(layer), expert);
       result.samples.push_back({us, static_cast<int64_t>(experts.size())});
@@ -93,17 +97,18 @@ class Loop {
     for (int64_t t = 0; model_.vocab_size > 0 && t < call.input_ids.view().extent(0); ++t) {
       call.input_ids.as<int64_t>()[t] = random.below(model_.vocab_size);
     }
-  }
-
-  size_t forward(const Call& call) {
-    const size_t layer = next_layer_;
-    next_layer_ = (next_layer_ + 1) % runners_.size();
-    runners_[layer].forward(
+    call.prepared = runners_.front().prepare(
         {.hidden_states = hidden_states_.view(),
          .output = output_.view(),
          .router_logits = call.router_logits.view(),
          .input_ids = model_.spec.routing.hash ? call.input_ids.view() : TensorView{},
          .topk_ids_out = call.topk_ids.view()});
+  }
+
+  size_t forward(const Call& call) {
+    const size_t layer = next_layer_;
+    next_layer_ = (next_layer_ + 1) % runners_.size();
+    runners_[layer].run(call.prepared);
     return layer;
   }
 
@@ -111,6 +116,7 @@ class Loop {
   double skew_;
   HostTensor hidden_states_;
   HostTensor output_;
+  DeviceMemory scratch_;
   CacheModel cache_;
   std::vector<Runner> runners_;
   std::vector<Call> calls_;

@@ -1,27 +1,17 @@
 #include "cli/host_tensor.h"
 
-#include <algorithm>
 #include <cstring>
-#include <new>
 
 #include "switchyard/ops.h"
 
 namespace switchyard::cli {
 
-HostBuffer::HostBuffer(int64_t bytes) : bytes_(bytes) {
-  constexpr auto kAlignment = static_cast<size_t>(kWorkspaceAlignment);
-  const size_t padded =
-      (static_cast<size_t>(std::max<int64_t>(bytes, 1)) + kAlignment - 1) / kAlignment * kAlignment;
-  data_.reset(std::aligned_alloc(kAlignment, padded));
-  if (data_ == nullptr) throw std::bad_alloc();
-  std::memset(data_.get(), 0, padded);
-}
-
 HostTensor::HostTensor(DataType type, std::initializer_list<int64_t> shape) {
   int64_t bytes = element_bytes(type);
   for (const int64_t extent : shape) bytes *= extent;
-  buffer_ = HostBuffer(bytes);
-  view_ = TensorView::contiguous(buffer_.data(), type, shape);
+  memory_ = std::make_shared<DeviceMemory>(BackendKind::kCpu, 0, bytes);
+  if (bytes > 0) std::memset(memory_->data(), 0, static_cast<size_t>(bytes));
+  view_ = TensorView::contiguous(memory_->data(), type, shape);
 }
 
 TensorView rows_of(const TensorView& tensor, int64_t begin, int64_t count) {

@@ -1,33 +1,17 @@
 #pragma once
-// Tensors and scratch that the commands own, in host memory.
+// Tensors that the commands own, in host memory.
 
 #include <cstdint>
-#include <cstdlib>
 #include <initializer_list>
 #include <memory>
 
+#include "switchyard/device_memory.h"
 #include "switchyard/tensor.h"
 
 namespace switchyard::cli {
 
-/// Zeroed, aligned to kWorkspaceAlignment, never null (so that a view of 0 tokens is not "absent").
-class HostBuffer {
- public:
-  HostBuffer() = default;
-  explicit HostBuffer(int64_t bytes);
-  void* data() const { return data_.get(); }
-  int64_t bytes() const { return bytes_; }
-  Workspace workspace() const { return {.data = data(), .bytes = bytes_}; }
-
- private:
-  struct Free {
-    void operator()(void* pointer) const { std::free(pointer); }
-  };
-  std::unique_ptr<void, Free> data_;
-  int64_t bytes_ = 0;
-};
-
-/// A contiguous row-major tensor.
+/// A contiguous row-major tensor, zeroed; a copy shares the memory. With 0 tokens its data is not
+/// null, so that its view is not "absent".
 class HostTensor {
  public:
   HostTensor() = default;
@@ -40,7 +24,7 @@ class HostTensor {
   }
 
  private:
-  HostBuffer buffer_;
+  std::shared_ptr<DeviceMemory> memory_;
   TensorView view_{};
 };
 

@@ -9,6 +9,7 @@
 
 #include "cli/arguments.h"
 #include "cli/commands.h"
+#include "cli/host_tensor.h"
 #include "cli/load_layer.h"
 #include "cli/text.h"
 
@@ -137,7 +138,8 @@ int run(const Options& options) {
     args.topk_ids_out = topk_ids.view();
     args.topk_weights_out = topk_weights.view();
   }
-  Runner(layer, num_tokens).forward(args);
+  const DeviceMemory scratch = make_scratch(layer, num_tokens);
+  Runner(layer, scratch).forward(args);
 
   std::vector<NamedTensor> results{{"output", output.view()}};
   if (options.dump) {

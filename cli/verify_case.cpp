@@ -5,6 +5,8 @@
 #include <cmath>
 #include <cstring>
 
+#include "cli/load_layer.h"
+
 namespace switchyard::cli {
 namespace {
 
@@ -26,15 +28,14 @@ Outputs forward(const Layer& layer, const TensorView& hidden_states, const Tenso
   Outputs result{.output = HostTensor(hidden_states.type, {num_tokens, hidden_states.extent(1)}),
                  .topk_ids = HostTensor(DataType::kI32, {num_tokens, top_k}),
                  .topk_weights = HostTensor(DataType::kF32, {num_tokens, top_k})};
-  const HostBuffer scratch(layer.workspace_bytes(num_tokens));
   poison(result.output.view());
-  poison(TensorView::contiguous(scratch.data(), DataType::kU8, {scratch.bytes()}));
-  layer.forward({.hidden_states = hidden_states,
-                 .output = result.output.view(),
-                 .input_ids = input_ids,
-                 .topk_ids_out = result.topk_ids.view(),
-                 .topk_weights_out = result.topk_weights.view()},
-                scratch.workspace());
+  const DeviceMemory scratch = make_scratch(layer, num_tokens);
+  Runner(layer, scratch)
+      .forward({.hidden_states = hidden_states,
+                .output = result.output.view(),
+                .input_ids = input_ids,
+                .topk_ids_out = result.topk_ids.view(),
+                .topk_weights_out = result.topk_weights.view()});
   return result;
 }
 
@@ -43,12 +44,12 @@ HostTensor forward_routed(const Layer& layer, const TensorView& hidden_states,
                           const TensorView& topk_ids, const TensorView& topk_weights) {
   const int64_t num_tokens = hidden_states.extent(0);
   HostTensor output(hidden_states.type, {num_tokens, hidden_states.extent(1)});
-  const HostBuffer scratch(layer.workspace_bytes(num_tokens));
-  layer.forward({.hidden_states = hidden_states,
-                 .output = output.view(),
-                 .topk_ids = topk_ids,
-                 .topk_weights = topk_weights},
-                scratch.workspace());
+  const DeviceMemory scratch = make_scratch(layer, num_tokens);
+  Runner(layer, scratch)
+      .forward({.hidden_states = hidden_states,
+                .output = output.view(),
+                .topk_ids = topk_ids,
+                .topk_weights = topk_weights});
   return output;
 }
 
