@@ -7,6 +7,7 @@
 #include "cuda/experts.h"
 #include "cuda/linear.h"
 #include "cuda/quantize.h"
+#include "cuda/reachable.h"
 #include "cuda/route.h"
 #include "cuda/small_steps.h"
 #include "cuda/sort.h"
@@ -40,6 +41,8 @@ class CudaBackend final : public Backend {
   void route(const RoutingSpec& spec, const ops::RouteArgs& args,
              const ops::Execution& where) const override {
     const Scope scope(where);
+    require_reachable("router_logits", args.router_logits);
+    require_reachable("topk_ids", args.topk_ids);
     if (spec.num_groups > kMaxGroups) {
       throw Error(ErrorCode::kUnsupported, fmt::format("num_groups is {}; cuda takes at most {}",
                                                        spec.num_groups, kMaxGroups));
@@ -73,6 +76,8 @@ class CudaBackend final : public Backend {
 
   void sort(const ops::SortArgs& args, const ops::Execution& where) const override {
     const Scope scope(where);
+    require_reachable("topk_ids", args.topk_ids);
+    require_reachable("sorted_ids", args.sorted_ids);
     const int64_t num_tokens = args.topk_ids.extent(0);
     const int64_t top_k = args.topk_ids.extent(1);
     const int64_t capacity = args.sorted_ids.extent(0);
@@ -108,6 +113,8 @@ class CudaBackend final : public Backend {
 
   void quantize(const ops::QuantizeArgs& args, const ops::Execution& where) const override {
     const Scope scope(where);
+    require_reachable("input", args.input);
+    require_reachable("values", args.values);
     const TensorView& values = args.values;
     cuda::quantize({.input = args.input.data,
                     .input_type = args.input.type,
@@ -130,11 +137,15 @@ class CudaBackend final : public Backend {
 
   void activate(const ops::ActivateArgs& args, const ops::Execution& where) const override {
     const Scope scope(where);
+    require_reachable("input", args.input);
+    require_reachable("output", args.output);
     cuda::activate(args, where.stream);
   }
 
   void combine(const ops::CombineArgs& args, const ops::Execution& where) const override {
     const Scope scope(where);
+    require_reachable("expert_output", args.expert_output);
+    require_reachable("output", args.output);
     const TensorView& input = args.expert_output;
     cuda::combine({.expert_output = input.data,
                    .input_type = input.type,
@@ -154,6 +165,8 @@ class CudaBackend final : public Backend {
 
   void rms_norm(const RmsNormArgs& args, const ops::Execution& where) const override {
     const Scope scope(where);
+    require_reachable("input", args.input);
+    require_reachable("output", args.output);
     cuda::rms_norm(args, where.stream);
   }
 

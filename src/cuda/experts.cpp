@@ -6,6 +6,7 @@
 #include "core/expert_sort.h"
 #include "core/scale_layout.h"
 #include "cuda/combine.h"
+#include "cuda/reachable.h"
 #include "cuda/sort.h"
 
 namespace switchyard::cuda {
@@ -262,6 +263,9 @@ void CudaExperts::run_chunk(const RunExpertsArgs& args, int64_t begin, const Bat
 
 void CudaExperts::run(const RunExpertsArgs& args, Workspace workspace, Stream stream) const {
   const DeviceScope scope(device_);
+  require_reachable("hidden_states", args.hidden_states);
+  require_reachable("output", args.output);
+  require_reachable("workspace", TensorView{.data = workspace.data});
   const int64_t num_tokens = args.hidden_states.extent(0);
   const int64_t top_k = args.topk_ids.empty() ? 1 : args.topk_ids.extent(1);
   if (num_tokens == 0) return;
@@ -292,6 +296,9 @@ GemmRowMap sorted_map(const Args& args, int64_t num_tokens) {
 
 void CudaExperts::gate_up(const ops::GateUpArgs& args, Workspace workspace, Stream stream) const {
   const DeviceScope scope(device_);
+  require_reachable("hidden_states", args.hidden_states);
+  require_reachable("output", args.output);
+  require_reachable("workspace", TensorView{.data = workspace.data});
   const int64_t num_tokens = args.hidden_states.extent(0);
   Batch batch{.map = sorted_map(args, num_tokens),
               .layout = layout(num_tokens, args.top_k),
@@ -302,6 +309,9 @@ void CudaExperts::gate_up(const ops::GateUpArgs& args, Workspace workspace, Stre
 
 void CudaExperts::down(const ops::DownArgs& args, Workspace workspace, Stream stream) const {
   const DeviceScope scope(device_);
+  require_reachable("intermediate", args.intermediate);
+  require_reachable("output", args.output);
+  require_reachable("workspace", TensorView{.data = workspace.data});
   const int64_t num_tokens = args.intermediate.extent(0);
   const Batch batch{.map = sorted_map(args, num_tokens),
                     .layout = layout(num_tokens, args.top_k),
@@ -317,6 +327,9 @@ void CudaExperts::down(const ops::DownArgs& args, Workspace workspace, Stream st
 /// channel scales do, and this form exists for few tokens, where weights are the traffic.
 void CudaExperts::dense(const ops::DenseArgs& args, Workspace workspace, Stream stream) const {
   const DeviceScope scope(device_);
+  require_reachable("hidden_states", args.hidden_states);
+  require_reachable("output", args.output);
+  require_reachable("workspace", TensorView{.data = workspace.data});
   const int64_t num_tokens = args.hidden_states.extent(0);
   const ExpertsWorkspace places = layout(num_tokens, spec_.top_k);
   for (int64_t begin = 0; begin < num_tokens; begin += kDenseTokens) {

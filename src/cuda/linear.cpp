@@ -1,6 +1,7 @@
 #include "cuda/linear.h"
 
 #include "cuda/experts.h"
+#include "cuda/reachable.h"
 
 namespace switchyard::cuda {
 
@@ -14,6 +15,8 @@ CudaLinear::CudaLinear(const WeightMatrix& matrix, const TensorView& bias,
 
 void CudaLinear::run(const LinearArgs& args, Workspace, Stream stream) const {
   const DeviceScope scope(device_);
+  require_reachable("input", args.input);
+  require_reachable("output", args.output);
   if (args.input.extent(0) == 0) return;
   GemmJob job{.input = plain_rows(args.input),
               .weights = weights_.rows(),

@@ -185,6 +185,36 @@ TEST(GpuLayer, PlanNamesTheDeviceAndTheKernels) {
   EXPECT_NE(text.find(test::gpu().device_name({})), std::string::npos) << text;
 }
 
+TEST(GpuLayer, HostMemoryIsRefused) {
+  const LayerSpec spec = qwen_like();
+  const test::RandomWeights weights(spec);
+  const Layer layer = Layer::create(spec, weights.weights(), {.backend = BackendKind::kCuda});
+  Random random(31);
+  const Buffer hidden = Buffer::normal(random, DataType::kBf16, {3, spec.hidden_size});
+  const DeviceTensor x(hidden);
+  const Buffer output(DataType::kBf16, {3, spec.hidden_size});
+  const DeviceTensor y(output);
+  const cuda::DeviceBuffer workspace = test::device_workspace(layer.workspace_bytes(3));
+  const test::GuardedMemory host_workspace(layer.workspace_bytes(3));
+  const auto refused = [&](const TensorView& in, const TensorView& out, Workspace scratch) {
+    try {
+      layer.forward({.hidden_states = in, .output = out}, scratch);
+    } catch (const Error& error) {
+      return error.code() == ErrorCode::kInvalidArgument &&
+             std::string(error.what()).find("host memory") != std::string::npos;
+    }
+    return false;
+  };
+  int reaches_host = 0;
+  cuda::check(cudaDeviceGetAttribute(&reaches_host, cudaDevAttrPageableMemoryAccess, 0), "query");
+  if (reaches_host != 0) GTEST_SKIP() << "this GPU reads host memory";
+  EXPECT_TRUE(refused(hidden, y, test::workspace_of(workspace)));
+  EXPECT_TRUE(refused(x, output, test::workspace_of(workspace)));
+  EXPECT_TRUE(refused(x, y, host_workspace.workspace()));
+  layer.forward({.hidden_states = x, .output = y}, test::workspace_of(workspace));
+  EXPECT_EQ(y.fetch().canaries_intact(), true) << "the device still works";
+}
+
 TEST(GpuLayer, ErrorsNameTheDevice) {
   EXPECT_NE(test::gpu().why_unavailable(63), "");
   const LayerSpec spec = qwen_like();
