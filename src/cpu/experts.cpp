@@ -57,7 +57,7 @@ class CpuExperts final : public PackedExperts {
     const int64_t num_tokens = args.hidden_states.extent(0);
     const ExpertsWorkspace layout = experts_workspace(panels_, num_tokens, args.top_k);
     const bool weighted = panels_.spec.weight_position == WeightPosition::kInput;
-    for_sorted_rows(args, num_tokens, layout, workspace, [&](const Pass& pass) {
+    for_sorted_rows(args, num_tokens, layout.num_inputs, layout, workspace, [&](const Pass& pass) {
       auto* rows = layout.input_rows.in<uint8_t>(workspace);
       const auto* weights = layout.row_weights.in<float>(workspace);
       RowSource source{.input = args.hidden_states,
@@ -80,12 +80,12 @@ class CpuExperts final : public PackedExperts {
     const TensorView by_pair =
         TensorView::contiguous(args.intermediate.data, args.intermediate.type,
                                {num_tokens * args.top_k, panels_.down.num_inputs});
-    for_sorted_rows(args, num_tokens, layout, workspace, [&](const Pass& pass) {
+    for_sorted_rows(args, num_tokens, layout.pass_rows, layout, workspace, [&](const Pass& pass) {
       auto* rows = layout.intermediate_rows.in<uint8_t>(workspace);
       prepare_rows(pass, panels_.down, {.input = by_pair, .row_index = pass.row_to_pair},
                    pass.num_rows, rows);
-      const bool weighted = !args.sorted_weights.empty() &&
-                            panels_.spec.weight_position == WeightPosition::kOutput;
+      const bool weighted =
+          !args.sorted_weights.empty() && panels_.spec.weight_position == WeightPosition::kOutput;
       cpu::down(pass, rows,
                 {.weights = weighted ? layout.row_weights.in<float>(workspace) : nullptr,
                  .output = args.output,
@@ -166,10 +166,11 @@ class CpuExperts final : public PackedExperts {
     prepare_rows(pass, panels_.gate_up, source, pass.num_rows, rows);
   }
 
-  /// The rows of a sorted-ids list, in passes that fit the workspace. Args: GateUpArgs or DownArgs.
+  /// The rows of a sorted-ids list, in passes of at most max_rows: a few experts each, so that
+  /// their weights are read once all the same. Args: GateUpArgs or DownArgs.
   template <class Args, class Body>
-  void for_sorted_rows(const Args& args, int64_t num_tokens, const ExpertsWorkspace& layout,
-                       Workspace workspace, Body&& body) const {
+  void for_sorted_rows(const Args& args, int64_t num_tokens, int64_t max_rows,
+                       const ExpertsWorkspace& layout, Workspace workspace, Body&& body) const {
     auto* offsets = layout.expert_offsets.template in<int32_t>(workspace);
     auto* row_to_pair = layout.row_to_pair.template in<int32_t>(workspace);
     auto* row_weights = layout.row_weights.template in<float>(workspace);
@@ -181,7 +182,7 @@ class CpuExperts final : public PackedExperts {
       int64_t num_rows = 0;
       int64_t last_expert = 0;  // offsets are complete up to and including this one's begin
       offsets[0] = 0;
-      for (; position < num_positions && num_rows < layout.pass_rows; ++position) {
+      for (; position < num_positions && num_rows < max_rows; ++position) {
         const int64_t expert = experts[position / args.unit_size];
         const int64_t token = packed_token(ids[position]);
         const int64_t slot = packed_slot(ids[position]);

@@ -32,7 +32,7 @@ ExpertsWorkspace experts_workspace(const ExpertPanels& panels, int64_t max_token
   w.pass_tokens = std::clamp<int64_t>(kMaxPassRows / std::max<int64_t>(top_k, 1), 1,
                                       std::max<int64_t>(max_tokens, 1));
   w.pass_rows = w.pass_tokens * top_k;
-  const int64_t num_inputs = panels.input_by_row() ? w.pass_rows : w.pass_tokens;
+  w.num_inputs = panels.input_by_row() ? w.pass_rows : w.pass_tokens;
   WorkspaceCarver carver;
   w.expert_offsets = carver.take((panels.num_experts + 1) * kInt);
   w.item_offsets = carver.take((panels.num_experts + 1) * kInt);
@@ -42,8 +42,7 @@ ExpertsWorkspace experts_workspace(const ExpertPanels& panels, int64_t max_token
   w.topk_ids = carver.take(w.pass_rows * kInt);
   w.topk_weights = carver.take(w.pass_rows * kInt);
   w.sums = carver.take(w.pass_tokens * panels.down.num_outputs * kInt);
-  // The public ops bring one input row per pair at most.
-  w.input_rows = carver.take(std::max(num_inputs, w.pass_rows) * panels.gate_up.rows.row_bytes);
+  w.input_rows = carver.take(w.num_inputs * panels.gate_up.rows.row_bytes);
   w.intermediate_rows = carver.take(w.pass_rows * panels.down.rows.row_bytes);
   w.threads =
       carver.take(panels.executor->num_threads() * thread_regions(panels, w.pass_rows).bytes);

@@ -25,6 +25,7 @@ struct ThreadScratch {
 struct ExpertsWorkspace {
   int64_t pass_tokens = 0;
   int64_t pass_rows = 0;
+  int64_t num_inputs = 0;  ///< packed input rows of a pass
   WorkspaceRegion expert_offsets, item_offsets, row_to_pair, pair_to_row, row_weights;
   WorkspaceRegion topk_ids, topk_weights, sums;  // dense
   WorkspaceRegion input_rows, intermediate_rows;
