@@ -93,8 +93,8 @@ ResolvedLayer Checkpoint::Impl::resolve(int64_t index) const {
                                                              fmt::join(moe_layers, ", "))));
   }
   const auto at = layers.find(index);
-  static const std::vector<const CheckpointTensor*> kNone;
-  const auto& tensors = at == layers.end() ? kNone : at->second;
+  static const std::vector<const CheckpointTensor*> none;
+  const auto& tensors = at == layers.end() ? none : at->second;
   return resolve_layer(config,
                        collect_layer(index, tensors, config.num_experts.at(index).value_or(0)));
 }

@@ -151,8 +151,8 @@ RouterWeights build_router(const ResolvedLayer& layer, Arena& arena) {
   }
   if (tensors.has(Slot::kRouterNormScale)) {
     // Gemma-4 multiplies by scale / sqrt(H) after the norm.
-    const TensorView scale = vector_of(tensors, Slot::kRouterNormScale);
-    const int64_t hidden = scale.extent(0);
+    const TensorView& scale = tensors[Slot::kRouterNormScale].values()->view;
+    const int64_t hidden = scale.num_elements();
     auto* folded = arena.allocate<float>(hidden);
     const double root = 1.0 / std::sqrt(static_cast<double>(hidden));
     for (int64_t i = 0; i < hidden; ++i) {

@@ -65,17 +65,16 @@ MappedFile::~MappedFile() {
 
 void MappedFile::release(const void* begin, size_t size) const noexcept {
   const uintptr_t page = page_bytes();
-  const auto address = reinterpret_cast<uintptr_t>(begin);
-  const uintptr_t first = (address + page - 1) / page * page;
-  const uintptr_t last = (address + size) / page * page;
-  if (first < last) ::madvise(reinterpret_cast<void*>(first), last - first, MADV_DONTNEED);
+  const size_t skip = (page - reinterpret_cast<uintptr_t>(begin) % page) % page;
+  if (size < skip + page) return;
+  char* first = static_cast<char*>(const_cast<void*>(begin)) + skip;
+  ::madvise(first, (size - skip) / page * page, MADV_DONTNEED);
 }
 
 void MappedFile::will_need(const void* begin, size_t size) const noexcept {
-  const uintptr_t page = page_bytes();
-  const auto address = reinterpret_cast<uintptr_t>(begin);
-  const uintptr_t first = address / page * page;
-  ::madvise(reinterpret_cast<void*>(first), address + size - first, MADV_WILLNEED);
+  const size_t before = reinterpret_cast<uintptr_t>(begin) % page_bytes();
+  char* first = static_cast<char*>(const_cast<void*>(begin)) - before;
+  ::madvise(first, before + size, MADV_WILLNEED);
 }
 
 std::string read_text_file(const std::string& path, size_t max_bytes) {

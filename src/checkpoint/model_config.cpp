@@ -33,10 +33,11 @@ std::string without_python_constants(std::string_view text) {
       i += constant.size();
       continue;
     }
-    if (in_string && text[i] == '\\' && i + 1 < text.size())
+    if (in_string && text[i] == '\\' && i + 1 < text.size()) {
       out += text[i++];
-    else if (text[i] == '"')
+    } else if (text[i] == '"') {
       in_string = !in_string;
+    }
     out += text[i++];
   }
   return out;

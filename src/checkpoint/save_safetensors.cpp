@@ -44,6 +44,7 @@ void check_tensors(const std::vector<NamedTensor>& tensors) {
 /// Widest elements first, as the format's own writer does, so that every tensor is aligned.
 std::vector<const NamedTensor*> file_order(const std::vector<NamedTensor>& tensors) {
   std::vector<const NamedTensor*> order;
+  order.reserve(tensors.size());
   for (const NamedTensor& tensor : tensors) order.push_back(&tensor);
   std::sort(order.begin(), order.end(), [](const NamedTensor* a, const NamedTensor* b) {
     const int64_t a_bytes = element_bytes(a->view.type);
