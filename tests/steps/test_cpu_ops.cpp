@@ -227,7 +227,7 @@ TEST(CpuPacking, PackedBytesAreStoredBytes) {
       {{"mxfp4", Format::kMxfp4, {1, 32}}, 17.0 / 32},
       {{"nvfp4", Format::kNvfp4, {1, 16}}, 9.0 / 16},
       {{"int4", Format::kInt4, {1, 128}, {.scale_type = DataType::kBf16}}, 0.5 + 2.0 / 128},
-      {{"int8", Format::kInt8, {1, 0}}, 1.0},
+      {{"int8", Format::kInt8, {1, 0}}, 1.0 + (4.0 / 1024 + 4.0 / 1024 + 4.0 / 512) / 3},
       {{"fp8", Format::kFp8E4m3, {128, 128}}, 1.0 + 4.0 / 128},
       {{"bf16", Format::kBf16, {}}, 2.0}};
   for (const auto& [c, bytes_per_weight] : cases) {
