@@ -4,14 +4,12 @@
 // contiguous stream.
 //
 //   panel  | scales [num_scales][32 rows] | zero points, the same | values [num_blocks][block] |
-//   block  | rows 0..15: lines of 64 bytes | rows 16..31: lines of 64 bytes |
-//   line   | 16 rows x one dword  (fp4, int4, int8, bf16, f32)    dword = consecutive columns of
-//   one row
-//          | 2 x 16 rows x one word (fp8, f16)                    word  = consecutive columns of
-//          one row
-//   4-bit dwords hold columns c..c+3 in the low nibbles and c+16..c+19 in the high ones.
+//   block  | unit 0 of rows 0..31 | unit 1 of rows 0..31 | ...
+//   unit   | a dword (fp4, int4, int8, bf16, f32) or a word (fp8, f16): consecutive columns of one
+//   row 4-bit dwords hold columns c..c+3 in the low nibbles and c+16..c+19 in the high ones.
 //
-// A vector register therefore accumulates one output row per lane, and no sum is ever horizontal.
+// A vector register therefore accumulates one output row per lane, no sum is ever horizontal, and a
+// pass over a panel touches its cache lines in ascending order.
 
 #include <cstdint>
 
@@ -21,7 +19,6 @@ namespace switchyard {
 
 inline constexpr int kPanelRows = 32;
 inline constexpr int kBlockCols = 32;
-inline constexpr int kHalfPanelRows = 16;
 inline constexpr int kLineBytes = 64;
 
 enum class PanelValues : int32_t { kFp4, kInt4, kInt8, kFp8E4m3, kFp8E5m2, kBf16, kF16, kF32 };
@@ -48,7 +45,7 @@ constexpr int scale_bytes(PanelScales scales) {
   }
 }
 
-/// Whether a line interleaves words (2 bytes) of 16 rows rather than dwords.
+/// Whether the unit that rows are interleaved by is a word (2 bytes) rather than a dword.
 constexpr bool interleaves_words(PanelValues values) {
   return values == PanelValues::kFp8E4m3 || values == PanelValues::kFp8E5m2 ||
          values == PanelValues::kF16;
@@ -100,12 +97,8 @@ struct ValueLocation {
 };
 
 constexpr ValueLocation value_location(const PanelLayout& layout, int64_t row, int64_t col) {
-  const int64_t block = col / kBlockCols;
-  const int64_t half = row / kHalfPanelRows;
-  const int64_t lane = row % kHalfPanelRows;
+  const int64_t start = layout.values_offset + col / kBlockCols * layout.block_bytes;
   int64_t k = col % kBlockCols;
-  const int64_t start =
-      layout.values_offset + block * layout.block_bytes + half * (layout.block_bytes / 2);
   const int bits = value_bits(layout.values);
   int shift = 0;
   if (bits == 4) {
@@ -114,7 +107,7 @@ constexpr ValueLocation value_location(const PanelLayout& layout, int64_t row, i
   }
   const int64_t bytes = bits == 4 ? k : k * bits / 8;  // before it, in this row and block
   const int64_t unit = interleaves_words(layout.values) ? 2 : 4;
-  return {start + bytes / unit * unit * kHalfPanelRows + lane * unit + bytes % unit, shift};
+  return {start + (bytes / unit * kPanelRows + row) * unit + bytes % unit, shift};
 }
 
 /// Byte of a panel at which the scale of (row, col) begins.

@@ -101,15 +101,15 @@ void read_row_block(const WeightMatrix& matrix, int64_t row, int64_t first_col, 
                           name, what, row, col));
 }
 
-/// Rows of one half panel by unit: units of the same column lie side by side.
+/// Rows of one block by unit: units of the same columns lie side by side.
 template <class Unit, int kRowBytes>
 void interleave(const uint8_t* rows, uint8_t* out) {
   constexpr int kUnit = sizeof(Unit);
   for (int unit = 0; unit < kRowBytes / kUnit; ++unit) {
-    for (int row = 0; row < kHalfPanelRows; ++row) {
+    for (int row = 0; row < kPanelRows; ++row) {
       Unit value;
       std::memcpy(&value, rows + row * kRowBytes + unit * kUnit, sizeof(Unit));
-      std::memcpy(out + (unit * kHalfPanelRows + row) * kUnit, &value, sizeof(Unit));
+      std::memcpy(out + (unit * kPanelRows + row) * kUnit, &value, sizeof(Unit));
     }
   }
 }
@@ -119,21 +119,18 @@ void interleave(const uint8_t* rows, uint8_t* out) {
 template <class Unit, int kRowBytes, class ReadRowBlock>
 void pack_values(const WeightMatrix& matrix, const PanelLayout& layout, int64_t panel, uint8_t* out,
                  const ReadRowBlock& read) {
-  uint8_t rows[kHalfPanelRows * kRowBytes];
-  uint8_t* half_block = out + layout.values_offset;
-  for (int64_t block = 0; block < layout.num_blocks; ++block) {
-    for (int half = 0; half < 2; ++half, half_block += kHalfPanelRows * kRowBytes) {
-      for (int lane = 0; lane < kHalfPanelRows; ++lane) {
-        const int64_t row = panel * kPanelRows + half * kHalfPanelRows + lane;
-        uint8_t* to = rows + lane * kRowBytes;
-        if (row < matrix.rows) {
-          read(row, block * kBlockCols, to);
-        } else {
-          std::memset(to, 0, kRowBytes);
-        }
+  uint8_t rows[kPanelRows * kRowBytes];
+  uint8_t* to = out + layout.values_offset;
+  for (int64_t block = 0; block < layout.num_blocks; ++block, to += layout.block_bytes) {
+    for (int64_t r = 0; r < kPanelRows; ++r) {
+      const int64_t row = panel * kPanelRows + r;
+      if (row < matrix.rows) {
+        read(row, block * kBlockCols, rows + r * kRowBytes);
+      } else {
+        std::memset(rows + r * kRowBytes, 0, kRowBytes);
       }
-      interleave<Unit, kRowBytes>(rows, half_block);
     }
+    interleave<Unit, kRowBytes>(rows, to);
   }
 }
 

@@ -11,17 +11,10 @@ namespace {
 /// block.
 template <class Isa, PanelValues kValues>
 SWITCHYARD_INLINE const uint8_t* unit_address(const uint8_t* block, int vec, int unit) {
-  constexpr int kBits = kValues == PanelValues::kF32                                    ? 32
-                        : kValues == PanelValues::kBf16 || kValues == PanelValues::kF16 ? 16
-                        : kValues == PanelValues::kFp4 || kValues == PanelValues::kInt4 ? 4
-                                                                                        : 8;
   constexpr bool kWords = kValues == PanelValues::kFp8E4m3 || kValues == PanelValues::kFp8E5m2 ||
                           kValues == PanelValues::kF16;
   constexpr int kUnitBytes = kWords ? 2 : 4;
-  constexpr int kHalfBytes = kHalfPanelRows * kBlockCols * kBits / 8;
-  const int row = vec * Isa::kLanes;
-  return block + row / kHalfPanelRows * kHalfBytes + unit * kUnitBytes * kHalfPanelRows +
-         row % kHalfPanelRows * kUnitBytes;
+  return block + (unit * kPanelRows + vec * Isa::kLanes) * kUnitBytes;
 }
 
 /// Columns that one load_columns delivers.
