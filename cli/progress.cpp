@@ -40,10 +40,10 @@ void Progress::update(int64_t done, int64_t total) {
   drawn_width_ = line.size();
 }
 
-// Blanks instead of an escape sequence: works on every terminal.
-void Progress::erase() {
+// Blanks instead of an escape sequence: works on every terminal. fprintf, because fmt may throw.
+void Progress::erase() noexcept {
   if (drawn_width_ == 0) return;
-  fmt::print(stderr, "\r{:{}}\r", "", drawn_width_);
+  std::fprintf(stderr, "\r%*s\r", static_cast<int>(drawn_width_), "");
   std::fflush(stderr);
   drawn_width_ = 0;
 }

@@ -19,7 +19,7 @@ class Progress {
   void update(int64_t done, int64_t total);
 
  private:
-  void erase();
+  void erase() noexcept;
 
   std::string label_;
   bool enabled_ = false;

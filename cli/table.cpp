@@ -48,6 +48,7 @@ std::string Table::str() const {
   };
   append_line(titles);
   std::vector<std::string> rule;
+  rule.reserve(widths.size());
   for (const size_t width : widths) rule.emplace_back(width, '-');
   append_line(rule);
   for (const auto& row : rows_) append_line(row);

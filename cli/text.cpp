@@ -60,7 +60,7 @@ std::string routing_text(const LayerSpec& spec) {
 }
 
 std::string activation_text(const ActivationSpec& spec) {
-  const std::string name = to_string(spec.kind);
+  std::string name = to_string(spec.kind);
   switch (spec.kind) {
     case Activation::kSwiGluClamp: return fmt::format("{} (limit {})", name, spec.limit);
     case Activation::kSwiGluOai:
