@@ -19,8 +19,9 @@ using ::testing::HasSubstr;
 TEST(Bench, TimesACheckpointAndSavesEverySample) {
   const TinyModel model;
   const std::string file = model.file("bench.json");
-  const CommandResult result = run_cli({"bench", "--model", model.directory(), "--tokens", "1,3..6",
-                                        "--layers", "3", "--budget", "0.5", "--json", file});
+  const CommandResult result =
+      run_cli({"bench", "--model", model.directory(), "--tokens", "1,3..6", "--backend", "cpu",
+               "--layers", "3", "--budget", "0.5", "--json", file});
   ASSERT_EQ(result.status, 0) << result.err;
   for (const char* part :
        {"tokens", "median us", "p10", "p90", "GB/s", "share", "limits measured before and after"}) {
@@ -31,6 +32,7 @@ TEST(Bench, TimesACheckpointAndSavesEverySample) {
   EXPECT_EQ(report["command"], "bench");
   EXPECT_EQ(report["num_layers"], 3);
   EXPECT_GT(report["machine"]["num_cores"], 0);
+  EXPECT_EQ(report["limits_measured"], true);
   EXPECT_GT(report["limits"]["before"]["read_gbps"], 0);
   EXPECT_GT(report["limits"]["after"]["f32_gflops"], 0);
   const double expert_bytes = report["expert_bytes"];
