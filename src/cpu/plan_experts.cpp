@@ -10,7 +10,8 @@
 namespace switchyard::cpu {
 namespace {
 
-// Shares of the measured limits that the kernels reach (docs/decisions.md has the runs).
+// Shares of the measured limits that a layer is taken to reach. Assumed, not fitted: `switchyard
+// bench` prints the real ones (results/cpu).
 constexpr double kReadShare = 0.90;
 constexpr double kIntegerShare = 0.60;
 constexpr double kFloatShare = 0.80;
