@@ -1,5 +1,6 @@
 #include "cpu/isa.h"
 
+#include <cpuid.h>
 #include <fmt/format.h>
 
 #include <array>
@@ -17,12 +18,21 @@ struct Level {
   const Kernels& (*kernels)();
 };
 
+/// clang 14 does not know "f16c" as a name for __builtin_cpu_supports.
+bool has_f16c() {
+  unsigned eax = 0;
+  unsigned ebx = 0;
+  unsigned ecx = 0;
+  unsigned edx = 0;
+  return __get_cpuid(1, &eax, &ebx, &ecx, &edx) != 0 && (ecx & bit_F16C) != 0;
+}
+
 /// Ascending. The builtin asks CPUID and, for the register state, XGETBV.
 const std::array<Level, 3>& levels() {
   static const std::array<Level, 3> all = [] {
     __builtin_cpu_init();
     const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-                      __builtin_cpu_supports("bmi2") && __builtin_cpu_supports("f16c");
+                      __builtin_cpu_supports("bmi2") && has_f16c();
     const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") &&
                         __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
                         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512cd");
