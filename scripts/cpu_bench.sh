@@ -7,7 +7,7 @@ switchyard=${1:?usage: cpu_bench.sh PATH_TO_SWITCHYARD}
 mkdir -p results/cpu
 
 bench() { # model format tokens
-  "$switchyard" bench --model "$1" --format "$2" --tokens "$3" --budget 15 --json "results/cpu/$1-$2.json"
+  "$switchyard" bench --model "$1" --format "$2" --tokens "$3" --budget 10 --json "results/cpu/$1-$2.json"
 }
 for format in mxfp4 int8 bf16 fp8_e4m3; do
   bench qwen3-30b-a3b "$format" 1,16,64,256,1024

@@ -18,7 +18,7 @@ def cpu_bench():
         return "No record yet: `scripts/cpu_bench.sh build/demo/cli/switchyard` makes one."
     machine = records[0]["machine"]
     lines = [
-        f"{machine['cpu']}, {records[0]['limits_before']['num_threads']} threads, commit {records[0]['commit']}.",
+        f"{machine['cpu']}, {records[0]['limits']['before']['num_threads']} threads, commit {records[0]['commit']}.",
         "",
         "| layer | weights | tokens | experts hit | median us | GB/s | GFLOP/s | limit us | share of limit | bound by |",
         "|---|---|---|---|---|---|---|---|---|---|",
