@@ -30,15 +30,30 @@ else()
   message(STATUS "CPU-only build: SWITCHYARD_ENABLE_CUDA is OFF")
 endif()
 
+function(switchyard_cuda_options target)
+  target_compile_options(${target} PRIVATE
+    # --fmad=false for the reason of -ffp-contract=off: kernels ask for fma where they mean it.
+    $<$<COMPILE_LANGUAGE:CUDA>:-std=c++20;-lineinfo;--fmad=false;--expt-relaxed-constexpr;-Xcompiler=-fvisibility=hidden>
+    $<$<AND:$<BOOL:${SWITCHYARD_WERROR}>,$<COMPILE_LANGUAGE:CUDA>>:-Werror=all-warnings>)
+endfunction()
+
 function(switchyard_add_cuda_backend)
-  file(GLOB cuda_sources CONFIGURE_DEPENDS src/cuda/*.cu src/cuda/*.cpp src/cuda/sm90/*.cu)
+  file(GLOB cuda_sources CONFIGURE_DEPENDS src/cuda/*.cu src/cuda/*.cpp src/cuda/sm90/*.cpp)
   target_sources(switchyard PRIVATE ${cuda_sources})
+  # wgmma and the copy engine exist for sm_90a alone, so these kernels are compiled for nothing else.
+  file(GLOB sm90_sources CONFIGURE_DEPENDS src/cuda/sm90/*.cu)
+  if(sm90_sources)
+    add_library(switchyard_sm90 OBJECT ${sm90_sources})
+    set_target_properties(switchyard_sm90 PROPERTIES CUDA_ARCHITECTURES 90a-real
+                          POSITION_INDEPENDENT_CODE ON CUDA_RUNTIME_LIBRARY Static)
+    target_include_directories(switchyard_sm90 PRIVATE include src)
+    target_link_libraries(switchyard_sm90 PRIVATE switchyard_options fmt::fmt-header-only)
+    switchyard_cuda_options(switchyard_sm90)
+    target_sources(switchyard PRIVATE $<TARGET_OBJECTS:switchyard_sm90>)
+  endif()
   # cudart is static and opens libcuda at run time, so the same binary starts on a machine without a driver.
   target_link_libraries(switchyard PRIVATE $<BUILD_INTERFACE:CUDA::cudart_static>)
   target_compile_definitions(switchyard PRIVATE SWITCHYARD_HAS_CUDA=1)
   set_target_properties(switchyard PROPERTIES CUDA_RUNTIME_LIBRARY Static)
-  target_compile_options(switchyard PRIVATE
-    # --fmad=false for the reason of -ffp-contract=off: kernels ask for fma where they mean it.
-    $<$<COMPILE_LANGUAGE:CUDA>:-std=c++20;-lineinfo;--fmad=false;--expt-relaxed-constexpr;-Xcompiler=-fvisibility=hidden>
-    $<$<AND:$<BOOL:${SWITCHYARD_WERROR}>,$<COMPILE_LANGUAGE:CUDA>>:-Werror=all-warnings>)
+  switchyard_cuda_options(switchyard)
 endfunction()

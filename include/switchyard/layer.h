@@ -34,6 +34,8 @@ struct LayerOptions {
   Executor* executor = nullptr;  ///< CPU: used instead of an own pool; must outlive the layer
   std::string
       cpu_isa{};  ///< CPU: "avx2", "avx512", "avx512_vnni"; empty = best (or SWITCHYARD_CPU_ISA)
+  /// CUDA: only the portable kernels, which know every shape and format: a second opinion.
+  bool generic_kernels = false;
   /// Called after each packed expert from the thread that called create.
   std::function<void(int64_t done, int64_t total)> on_progress{};
 };

@@ -78,6 +78,11 @@ CudaExperts::CudaExperts(const LayerSpec& spec, const ExpertSource& source,
     if (source.release) source.release(e);
     if (options.on_progress) options.on_progress(e + 1, source.num_experts);
   }
+  if (options.generic_kernels) {
+    why_not_tuned_ = "only generic kernels were asked for";
+  } else {
+    tuned_ = tuned_experts(spec_, gate_up_, down_, device_, why_not_tuned_);
+  }
 }
 
 ExpertsWorkspace CudaExperts::layout(int64_t max_tokens, int64_t top_k) const {
@@ -112,7 +117,8 @@ ExpertsWorkspace CudaExperts::layout(int64_t max_tokens, int64_t top_k) const {
 }
 
 int64_t CudaExperts::workspace_bytes(int64_t max_tokens, int64_t top_k) const {
-  return layout(max_tokens, top_k).bytes;
+  const int64_t generic = layout(max_tokens, top_k).bytes;
+  return tuned_ ? std::max(generic, tuned_->workspace_bytes(max_tokens, top_k)) : generic;
 }
 
 StoredRows CudaExperts::stored_input(const Batch& batch, const TensorView& input, bool per_pair,
@@ -269,6 +275,10 @@ void CudaExperts::run(const RunExpertsArgs& args, Workspace workspace, Stream st
   const int64_t num_tokens = args.hidden_states.extent(0);
   const int64_t top_k = args.topk_ids.empty() ? 1 : args.topk_ids.extent(1);
   if (num_tokens == 0) return;
+  if (tuned_ && !args.topk_ids.empty() &&
+      tuned_->why_unsupported(args.hidden_states.type, args.output.type) == nullptr) {
+    return tuned_->run(args, workspace, stream);
+  }
   const ExpertsWorkspace places = layout(num_tokens, top_k);
   for (int64_t begin = 0; begin < num_tokens; begin += places.chunk_tokens) {
     const int64_t count = std::min(places.chunk_tokens, num_tokens - begin);
@@ -361,6 +371,7 @@ void CudaExperts::dense(const ops::DenseArgs& args, Workspace workspace, Stream 
 
 void CudaExperts::plan(int64_t num_tokens, int64_t top_k, const MachineLimits& limits,
                        Plan& plan) const {
+  if (tuned_) return tuned_->plan(num_tokens, top_k, limits, plan);
   const double touched = expected_distinct_experts(spec_.num_experts, top_k, num_tokens) /
                          static_cast<double>(spec_.num_experts);
   const auto pairs = static_cast<double>(num_tokens * top_k);
@@ -368,7 +379,7 @@ void CudaExperts::plan(int64_t num_tokens, int64_t top_k, const MachineLimits& l
   const auto inner = static_cast<double>(spec_.intermediate_size);
   const SortPlan sort_plan = plan_sort(std::min(num_tokens, chunk_tokens(num_tokens, top_k)), top_k,
                                        spec_.num_experts, kGemmRowsDecode);
-  const auto add = [&](const char* step, const char* kernel, const char* why, double bytes,
+  const auto add = [&](const char* step, const char* kernel, const std::string& why, double bytes,
                        double flops) {
     plan.steps.push_back(
         {.step = step,
@@ -383,7 +394,7 @@ void CudaExperts::plan(int64_t num_tokens, int64_t top_k, const MachineLimits& l
       one_shot ? "few pairs: every block ranks them all and writes its share"
                : "chunks of tokens, counted by one kernel and placed by the next",
       pairs * 16, 0);
-  const char* why = "no tuned kernel for this format yet: f32 tiles, any format and shape";
+  const std::string why = "f32 tiles, any format and shape: " + why_not_tuned_;
   const double matrices = spec_.activation.gated() ? 2 : 1;
   add("gate_up", "grouped_gemm", why,
       touched * static_cast<double>(gate_up_.bytes()) + pairs * (inner + width) * 4,

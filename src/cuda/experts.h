@@ -8,6 +8,7 @@
 #include "cuda/grouped_gemm.h"
 #include "cuda/pack_weights.h"
 #include "cuda/quantize.h"
+#include "cuda/tuned_experts.h"
 
 namespace switchyard::cuda {
 
@@ -61,6 +62,8 @@ class CudaExperts final : public PackedExperts {
   int device_;
   PackedMatrices gate_up_;
   PackedMatrices down_;
+  std::unique_ptr<TunedExperts> tuned_;  // or null, because
+  std::string why_not_tuned_;
 };
 
 /// f32, bf16 or f16 rows as the caller has them.
