@@ -13,11 +13,11 @@
 #include <vector>
 
 #include "backend.h"
-#include "gpu/limits.h"
-#include "gpu/timing.h"
 #include "core/expert_sort.h"
 #include "core/scale_layout.h"
 #include "cuda/sort.h"
+#include "gpu/limits.h"
+#include "gpu/timing.h"
 #include "switchyard/models.h"
 
 namespace switchyard::bench {
@@ -373,6 +373,7 @@ int main(int argc, char** argv) {
   app.add_flag("--both-sort-paths", both_paths, "also time the path that the plan did not choose");
   CLI11_PARSE(app, argc, argv);
   try {
+    static_cast<void>(switchyard::cuda::device_facts(0));  // says so when there is no GPU
     Limits limits;
     Report report;
     const auto wanted = [&](const char* step) {
@@ -388,7 +389,7 @@ int main(int argc, char** argv) {
     record["results"] = report.rows();
     if (!out.empty()) std::ofstream(out) << record.dump(1) << '\n';
   } catch (const std::exception& error) {
-    fmt::print(stderr, "bench_gpu_steps: {}\n", error.what());
+    fmt::print(stderr, "bench_gpu: {}\n", error.what());
     return 1;
   }
   return 0;

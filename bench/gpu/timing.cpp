@@ -2,18 +2,18 @@
 
 #include <algorithm>
 
-#include "gpu/limits.h"
 #include "core/math.h"
+#include "gpu/limits.h"
 
 namespace switchyard::bench {
 namespace {
 
 using cuda::check;
 
-/// Median time of one replay of a graph that launches copies [0, count).
-double replay_us(const Launch& launch, int count) {
-  constexpr int kWarmUp = 3;
-  constexpr int kReplays = 21;
+/// Median time of one replay of a graph that launches copies [0, count). Long ones are replayed
+/// less often, but three times at least.
+double replay_us(const Launch& launch, int count, double budget_s) {
+  constexpr size_t kLeastReplays = 3, kMostReplays = 21;
   cudaStream_t stream = nullptr;
   cudaGraph_t graph = nullptr;
   cudaGraphExec_t exec = nullptr;
@@ -26,22 +26,33 @@ double replay_us(const Launch& launch, int count) {
   check(cudaStreamEndCapture(stream, &graph), "cudaStreamEndCapture");
   check(cudaGraphInstantiate(&exec, graph, 0), "cudaGraphInstantiate");
   std::vector<double> times;
-  for (int r = 0; r < kWarmUp + kReplays; ++r) {
+  double spent_us = 0;
+  const auto replay = [&] {
     check(cudaEventRecord(begin, stream), "cudaEventRecord");
     check(cudaGraphLaunch(exec, stream), "cudaGraphLaunch");
     check(cudaEventRecord(end, stream), "cudaEventRecord");
     check(cudaStreamSynchronize(stream), "cudaStreamSynchronize");
     float ms = 0;
     check(cudaEventElapsedTime(&ms, begin, end), "cudaEventElapsedTime");
-    if (r >= kWarmUp) times.push_back(static_cast<double>(ms) * 1e3);
+    spent_us += static_cast<double>(ms) * 1e3;
+    return static_cast<double>(ms) * 1e3;
+  };
+  constexpr double kWarmUpUs = 1000;
+  do {
+    replay();
+  } while (spent_us < kWarmUpUs);
+  while (times.size() < kLeastReplays ||
+         (times.size() < kMostReplays && spent_us < budget_s * 1e6)) {
+    times.push_back(replay());
   }
   check(cudaGraphExecDestroy(exec), "cudaGraphExecDestroy");
   check(cudaGraphDestroy(graph), "cudaGraphDestroy");
   check(cudaEventDestroy(begin), "cudaEventDestroy");
   check(cudaEventDestroy(end), "cudaEventDestroy");
   check(cudaStreamDestroy(stream), "cudaStreamDestroy");
-  std::nth_element(times.begin(), times.begin() + kReplays / 2, times.end());
-  return times[kReplays / 2];
+  const auto middle = times.begin() + static_cast<std::ptrdiff_t>(times.size() / 2);
+  std::nth_element(times.begin(), middle, times.end());
+  return *middle;
 }
 
 constexpr int64_t kRotatedBytes = int64_t{512} << 20;  // eight times the H200's L2
@@ -55,10 +66,10 @@ int rotation(int64_t bytes_per_copy) {
                                               kMinCopies, kMaxCopies));
 }
 
-Timing time_graph(const Launch& launch, int copies) {
+Timing time_graph(const Launch& launch, int copies, double budget_s) {
   Timing timing;
-  timing.chain_us = replay_us(launch, copies) / copies;
-  timing.single_us = replay_us(launch, 1);
+  timing.chain_us = replay_us(launch, copies, budget_s) / copies;
+  timing.single_us = replay_us(launch, 1, budget_s);
   return timing;
 }
 
@@ -69,6 +80,10 @@ Limits::Limits() : memory_(int64_t{6} << 30) {
 }
 
 double Limits::cached(std::map<int64_t, double>& known, int64_t bytes, Kind kind) {
+  const int64_t most = memory_.bytes() / 2;
+  if (bytes > most) {  // at this size time goes with bytes
+    return cached(known, most, kind) * static_cast<double>(bytes) / static_cast<double>(most);
+  }
   const int64_t rounded = align_up<int64_t>(std::max<int64_t>(bytes, 512), 512);
   const auto found = known.find(rounded);
   if (found != known.end()) return found->second;

@@ -20,8 +20,8 @@ struct Timing {
   double single_us =
       0;  ///< a graph of one launch between two events, event and launch cost included
 };
-/// `copies` sets of data; a graph of them all, replayed.
-Timing time_graph(const Launch& launch, int copies);
+/// `copies` sets of data; a graph of them all, replayed for about `budget_s` seconds at most.
+Timing time_graph(const Launch& launch, int copies, double budget_s = 1);
 
 /// Copies such that together they exceed the L2 several times; at least 8, at most 40.
 int rotation(int64_t bytes_per_copy);
