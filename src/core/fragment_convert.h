@@ -1,0 +1,116 @@
+#pragma once
+// Words of fragment order to registers of the wgmma operand A. The same code on host and device, so
+// that its exactness is tested on every code and scale without a GPU.
+
+#include <array>
+#include <cstdint>
+
+#include "core/fragment_layout.h"
+#include "core/host_device.h"
+#include "core/number_formats.h"
+
+namespace switchyard {
+
+/// Bytes of {low, high} chosen by the nibbles of `selector` (0..7 each).
+SWITCHYARD_HOST_DEVICE constexpr uint32_t choose_bytes(uint32_t low, uint32_t high,
+                                                       uint32_t selector) {
+#if defined(__CUDA_ARCH__)
+  return __byte_perm(low, high, selector);
+#else
+  uint32_t out = 0;
+  for (int i = 0; i < 4; ++i) {
+    const uint32_t n = selector >> (4 * i) & 7u;
+    out |= ((n < 4 ? low : high) >> (8 * (n % 4)) & 0xffu) << (8 * i);
+  }
+  return out;
+#endif
+}
+
+/// The E4M3 codes of the eight E2M1 magnitudes times one power of two.
+struct Fp8Table {
+  uint32_t low, high;
+};
+
+/// Table of scale byte 8 * index: magnitudes times 2^(index - 8), all exact.
+SWITCHYARD_HOST_DEVICE constexpr Fp8Table make_fp8_table(int index) {
+  Fp8Table table{0, 0};
+  for (int code = 0; code < 8; ++code) {
+    const float value = fp4_e2m1_to_f32(static_cast<uint8_t>(code)) * power_of_two(index - 8);
+    uint32_t& half = code < 4 ? table.low : table.high;
+    half |= uint32_t{f32_to_fp8_e4m3(value)} << (code % 4 * 8);
+  }
+  return table;
+}
+inline constexpr int kNumFp8Tables = 15;
+inline constexpr auto kFp8Tables = [] {
+  std::array<Fp8Table, kNumFp8Tables> tables{};
+  for (int i = 0; i < kNumFp8Tables; ++i) tables[static_cast<size_t>(i)] = make_fp8_table(i);
+  return tables;
+}();
+
+/// Eight E2M1 codes of one row: four E4M3 each for the lower and the upper half of a k-step.
+SWITCHYARD_HOST_DEVICE constexpr void convert_fp8(uint32_t word, const Fp8Table& table,
+                                                  uint32_t& lower, uint32_t& upper) {
+  const uint32_t selector = word & 0x77777777u;
+  lower = (word & 0x80808080u) | choose_bytes(table.low, table.high, selector);
+  upper = (word << 4 & 0x80808080u) | choose_bytes(table.low, table.high, selector >> 16);
+}
+
+/// Both halves of a register times both halves of another, bf16, rounded to nearest.
+SWITCHYARD_HOST_DEVICE inline uint32_t multiply_bf16(uint32_t a, uint32_t b) {
+#if defined(__CUDA_ARCH__)
+  uint32_t product;
+  asm("mul.rn.bf16x2 %0, %1, %2;" : "=r"(product) : "r"(a), "r"(b));
+  return product;
+#else
+  uint32_t product = 0;
+  for (int half = 0; half < 32; half += 16) {
+    const float x = bf16_to_f32(static_cast<uint16_t>(a >> half));
+    const float y = bf16_to_f32(static_cast<uint16_t>(b >> half));
+    product |= uint32_t{f32_to_bf16(x * y)} << half;
+  }
+  return product;
+#endif
+}
+
+/// Eight E2M1 codes of two rows to {first, second} x {lower, upper} columns. A bf16 whose bits 15
+/// and 8..6 are a code is its value times 2^-126, subnormal or not; a multiplier (one per row, in
+/// both halves) takes that back together with the scale.
+SWITCHYARD_HOST_DEVICE inline void convert_bf16(uint32_t word, uint32_t first, uint32_t second,
+                                                uint32_t (&a)[4]) {
+  a[0] = multiply_bf16(word & 0x81c081c0u, first);
+  a[1] = multiply_bf16(word << 3 & 0x81c081c0u, second);
+  a[2] = multiply_bf16((word << 2 & 0x80008000u) | (word << 6 & 0x01c001c0u), first);
+  a[3] = multiply_bf16((word << 1 & 0x80008000u) | (word >> 3 & 0x01c001c0u), second);
+}
+
+/// Byte `index` of `scales` as a multiplier of convert_bf16. kMxfp4: it is the exponent field.
+SWITCHYARD_HOST_DEVICE constexpr uint32_t mx_multiplier(uint32_t scales, int index) {
+  return choose_bytes(scales, 0, 0x4040u + static_cast<uint32_t>(index) * 0x0101u) << 7;
+}
+
+/// kNvfp4: 2^118 times the scale, so that products come out 2^8 too small (kNvfp4RowScale): 2^126
+/// times a scale of 2 or more would be infinite.
+inline constexpr float kNvfp4RowScale = 256.0f;
+SWITCHYARD_HOST_DEVICE constexpr uint32_t nvfp4_multiplier(uint32_t scales, int index) {
+  const uint32_t both = choose_bytes(scales, 0, 0x4040u + static_cast<uint32_t>(index) * 0x0101u);
+  return both * 16u + ((127u + 118u - 9u) << 7) * 0x00010001u;
+}
+
+/// Eight INT4 codes of two rows, zero point 8 taken off, exactly.
+SWITCHYARD_HOST_DEVICE inline void convert_int4(uint32_t word, uint32_t (&a)[4]) {
+  for (int reg = 0; reg < 4; ++reg) {
+    const uint32_t biased = (word >> (4 * reg) & 0x000f000fu) | 0x43004300u;  // 128 + code
+#if defined(__CUDA_ARCH__)
+    asm("sub.rn.bf16x2 %0, %1, %2;" : "=r"(a[reg]) : "r"(biased), "r"(0x43084308u));
+#else
+    a[reg] = 0;
+    for (int half = 0; half < 32; half += 16) {
+      const float code = bf16_to_f32(static_cast<uint16_t>(biased >> half)) - 136.0f;
+      a[reg] |= uint32_t{f32_to_bf16(code)} << half;
+    }
+#endif
+  }
+}
+
+}  // namespace switchyard

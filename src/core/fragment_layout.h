@@ -1,0 +1,188 @@
+#pragma once
+// Packed order of 4-bit weights for Hopper's tensor cores: each thread of a warpgroup loads its own
+// registers of the wgmma operand A, converted on the way, and a stage of the pipeline is one
+// contiguous piece of memory.
+//
+//   expert | row block 0 (64 rows): block k 0..63, block k 64..127, ... | row block 1 | ...
+//   block  | 128 threads x 16 bytes of codes | 32 row pairs x scales |       64 rows x 64 columns
+//
+//   thread 32 w + 4 g + q holds of rows 16 w + 2 g ("first") and 16 w + 2 g + 1 ("second"):
+//     kFp8   word 2 j + h  k-step j of 32 columns, row h of the pair; columns 4 q.. 4 q + 3 and
+//                          16 + 4 q .. of the step
+//     kBf16  word j        k-step j of 16 columns, both rows; columns 2 q, 2 q + 1 and
+//                          8 + 2 q, 8 + 2 q + 1 of the step
+//   pair 8 w + g          [row of the pair][scales of the block's columns]: one 4- or 8-byte load
+//
+// wgmma wants rows g and g + 8 of 16 in one thread. They are neighbours here (fragment_row), so
+// that gate and up, whose rows alternate, meet in one thread, and so do two output columns.
+//
+// Scales count from the largest of their row, whose power of two is left to the epilogue
+// (row_scale): the steps "down" of a block become what its converter takes (fragment_convert.h).
+// A row with more steps than its order's converter is exact for is "wide": it keeps plain E8M0
+// bytes, its row_scale is negative, and only kernels that compute in f32 may use it.
+
+#include <cstdint>
+
+#include "core/host_device.h"
+#include "core/math.h"
+#include "core/number_formats.h"
+#include "switchyard/layer_spec.h"
+
+namespace switchyard {
+
+inline constexpr int kFragmentRows = 64;
+inline constexpr int kFragmentCols = 64;
+inline constexpr int kFragmentThreads = 128;
+inline constexpr int kFragmentCodeBytes = kFragmentRows * kFragmentCols / 2;
+
+/// The tensor-core loop that the words are ordered for.
+enum class FragmentOrder : int32_t { kRowMajor, kFp8, kBf16 };
+
+/// Where everything of one matrix is. Rows and columns are padded with zero codes to whole blocks.
+struct FragmentLayout {
+  FragmentOrder order = FragmentOrder::kRowMajor;
+  Format format = Format::kMxfp4;
+  int32_t scale_cols = 32;  ///< columns of a block that share a scale: 16, 32 or 64
+  int32_t scale_bytes = 1;
+  int32_t block_bytes = 0;
+  int32_t row_blocks = 0;
+  int32_t col_blocks = 0;
+
+  SWITCHYARD_HOST_DEVICE constexpr int32_t scales_per_row() const {
+    return kFragmentCols / scale_cols;
+  }
+  SWITCHYARD_HOST_DEVICE constexpr int64_t padded_rows() const {
+    return int64_t{row_blocks} * kFragmentRows;
+  }
+  SWITCHYARD_HOST_DEVICE constexpr int64_t padded_cols() const {
+    return int64_t{col_blocks} * kFragmentCols;
+  }
+  SWITCHYARD_HOST_DEVICE constexpr int64_t row_block_bytes() const {
+    return int64_t{col_blocks} * block_bytes;
+  }
+  SWITCHYARD_HOST_DEVICE constexpr int64_t bytes() const { return row_blocks * row_block_bytes(); }
+  bool operator==(const FragmentLayout&) const = default;
+};
+
+/// group: columns per scale as stored. A group of more than 64 columns is repeated in each block.
+SWITCHYARD_HOST_DEVICE constexpr FragmentLayout fragment_layout(FragmentOrder order, Format format,
+                                                                int64_t group, int64_t rows,
+                                                                int64_t cols) {
+  FragmentLayout layout{.order = order, .format = format};
+  layout.scale_cols = static_cast<int32_t>(group < kFragmentCols ? group : kFragmentCols);
+  layout.scale_bytes = format == Format::kInt4 ? 2 : 1;
+  layout.block_bytes =
+      kFragmentCodeBytes + kFragmentRows * layout.scales_per_row() * layout.scale_bytes;
+  layout.row_blocks = static_cast<int32_t>(ceil_div<int64_t>(rows, kFragmentRows));
+  layout.col_blocks = static_cast<int32_t>(ceil_div<int64_t>(cols, kFragmentCols));
+  return layout;
+}
+
+/// Row of the wgmma tile that row `row` of 64 becomes: 16 w + 2 g + h -> 16 w + g + 8 h.
+SWITCHYARD_HOST_DEVICE constexpr int fragment_row(int row) {
+  return row / 16 * 16 + row % 16 / 2 + row % 2 * 8;
+}
+
+/// Byte at which the block of (row, col) begins.
+SWITCHYARD_HOST_DEVICE constexpr int64_t fragment_block(const FragmentLayout& layout, int64_t row,
+                                                        int64_t col) {
+  return row / kFragmentRows * layout.row_block_bytes() + col / kFragmentCols * layout.block_bytes;
+}
+
+/// A code in its block: a 32-bit word, the bit its low three bits begin at, the bit of its top one.
+struct CodePlace {
+  int word;
+  int low;
+  int top;
+};
+
+/// row and col within the block. Columns 4 n .. 4 n + 3 (kFp8) or 2 n, 2 n + 1 share a word.
+SWITCHYARD_HOST_DEVICE constexpr CodePlace code_place(FragmentOrder order, Format format, int row,
+                                                      int col) {
+  const int pair = row / 2;  // 8 w + g
+  const int second = row % 2;
+  if (order == FragmentOrder::kFp8) {
+    const int k = col % 32, i = k % 4, upper = k / 16;
+    const int thread = pair * 4 + k % 16 / 4;
+    const int word = col / 32 * 2 + second;
+    return {thread * 4 + word, 16 * upper + 4 * i, 8 * i + (upper != 0 ? 3 : 7)};
+  }
+  const int k = col % 16, i = k % 2, reg = k / 8 * 2 + second;
+  const int word = (pair * 4 + k % 8 / 2) * 4 + col / 16;
+  if (format == Format::kInt4) return {word, 16 * i + 4 * reg, 16 * i + 4 * reg + 3};
+  // Four fields {top, low} whose shifts onto a bf16's {15, 8..6} need no more than a mask.
+  const int low = reg == 0 ? 6 : reg == 1 ? 3 : reg == 2 ? 0 : 9;
+  const int top = reg == 0 ? 15 : 11 + reg;
+  return {word, 16 * i + low, 16 * i + top};
+}
+/// Neighbouring columns that share a word.
+SWITCHYARD_HOST_DEVICE constexpr int code_run(FragmentOrder order) {
+  return order == FragmentOrder::kFp8 ? 4 : 2;
+}
+
+SWITCHYARD_HOST_DEVICE constexpr uint32_t code_of(uint32_t word, const CodePlace& place) {
+  return (word >> place.low & 7u) | (word >> place.top & 1u) << 3;
+}
+SWITCHYARD_HOST_DEVICE constexpr uint32_t placed_code(uint32_t code, const CodePlace& place) {
+  return (code & 7u) << place.low | (code >> 3 & 1u) << place.top;
+}
+
+/// Byte of the block that holds the scale of (row, col).
+SWITCHYARD_HOST_DEVICE constexpr int scale_place(const FragmentLayout& layout, int row, int col) {
+  return kFragmentCodeBytes +
+         (row * layout.scales_per_row() + col / layout.scale_cols) * layout.scale_bytes;
+}
+
+// ---- scale bytes
+
+/// Largest number of steps down for which every product's operand is exact: E2M1 times 2^-8 .. 2^6
+/// is exactly an E4M3 number; a bf16 stays normal.
+SWITCHYARD_HOST_DEVICE constexpr int max_steps_down(FragmentOrder order) {
+  return order == FragmentOrder::kFp8 ? 14 : 120;
+}
+
+/// kMxfp4: byte of a block that is `down` powers of two below the largest of its row. kFp8: eight
+/// times an index into the conversion table; kBf16: exponent field of a bf16 multiplier.
+SWITCHYARD_HOST_DEVICE constexpr uint8_t mx_scale_byte(FragmentOrder order, int down) {
+  return static_cast<uint8_t>(order == FragmentOrder::kFp8 ? 8 * (14 - down) : 254 - down);
+}
+/// The power of two that the converters multiply codes with.
+SWITCHYARD_HOST_DEVICE constexpr int mx_scale_exponent(FragmentOrder order, uint8_t byte) {
+  return order == FragmentOrder::kFp8 ? byte / 8 - 8 : byte - 253;
+}
+/// Power of two of a row whose largest E8M0 byte is `largest`: value = code * 2^block * 2^row.
+SWITCHYARD_HOST_DEVICE constexpr int mx_row_exponent(FragmentOrder order, uint8_t largest) {
+  return largest - 127 - mx_scale_exponent(order, mx_scale_byte(order, 0));
+}
+
+/// kNvfp4: the magnitude of an E4M3 scale as [5 bits exponent + 9][3 bits mantissa], subnormals
+/// normalised: shifted left by 4 and moved by a constant it is a bf16. A sign goes to the codes,
+/// and so does a zero, which gives the byte of 2^-9.
+SWITCHYARD_HOST_DEVICE constexpr uint8_t nvfp4_scale_byte(uint8_t e4m3) {
+  const int exponent = e4m3 >> 3 & 15, mantissa = e4m3 & 7;
+  if (exponent != 0) return static_cast<uint8_t>((exponent + 2) << 3 | mantissa);
+  const int shift = mantissa >= 4 ? 1 : mantissa >= 2 ? 2 : 3;
+  return static_cast<uint8_t>((3 - shift) << 3 | (mantissa << shift & 7));
+}
+SWITCHYARD_HOST_DEVICE constexpr float nvfp4_scale(uint8_t byte) {
+  return f32_from_bits((static_cast<uint32_t>(byte) << 20) + (uint32_t{127 - 9} << 23));
+}
+
+/// 2^exponent, subnormal results included.
+SWITCHYARD_HOST_DEVICE constexpr float power_of_two(int exponent) {
+  return exponent >= -126 ? f32_from_bits(static_cast<uint32_t>(exponent + 127) << 23)
+                          : f32_from_bits(uint32_t{1} << (exponent + 149));
+}
+
+/// What a kernel that computes in f32 multiplies the codes of (row, scale byte) with. `scale` holds
+/// one stored scale, INT4's bf16 in both bytes.
+SWITCHYARD_HOST_DEVICE constexpr float fragment_scale(const FragmentLayout& layout, uint32_t scale,
+                                                      float row_scale) {
+  const auto byte = static_cast<uint8_t>(scale);
+  if (layout.format == Format::kInt4) return bf16_to_f32(static_cast<uint16_t>(scale)) * row_scale;
+  if (layout.format == Format::kNvfp4) return nvfp4_scale(byte) * row_scale;
+  if (row_scale < 0.0f) return e8m0_to_f32(byte) * -row_scale;
+  return power_of_two(mx_scale_exponent(layout.order, byte)) * row_scale;
+}
+
+}  // namespace switchyard

@@ -1,0 +1,264 @@
+// 4-bit weights in fragment order: every code and scale has its own place, the places are the
+// registers wgmma wants, and the converters are exact for every code and every scale.
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <random>
+#include <set>
+#include <vector>
+
+#include "core/fragment_convert.h"
+#include "core/fragment_layout.h"
+
+namespace switchyard {
+namespace {
+
+struct Kind {
+  FragmentOrder order;
+  Format format;
+  int64_t group;
+};
+constexpr Kind kKinds[] = {
+    {FragmentOrder::kFp8, Format::kMxfp4, 32},  {FragmentOrder::kBf16, Format::kMxfp4, 32},
+    {FragmentOrder::kBf16, Format::kNvfp4, 16}, {FragmentOrder::kBf16, Format::kInt4, 32},
+    {FragmentOrder::kBf16, Format::kInt4, 128},
+};
+
+TEST(FragmentLayout, PlacesAreDisjointAndFillTheBlock) {
+  for (const Kind& kind : kKinds) {
+    const FragmentLayout layout = fragment_layout(kind.order, kind.format, kind.group, 64, 64);
+    std::set<int> bits, scale_bytes;
+    for (int row = 0; row < kFragmentRows; ++row) {
+      for (int col = 0; col < kFragmentCols; ++col) {
+        const CodePlace at = code_place(kind.order, kind.format, row, col);
+        for (const int bit : {at.low, at.low + 1, at.low + 2, at.top}) {
+          ASSERT_TRUE(bits.insert(at.word * 32 + bit).second);
+        }
+        const CodePlace first = code_place(kind.order, kind.format, row,
+                                           col / code_run(kind.order) * code_run(kind.order));
+        ASSERT_EQ(at.word, first.word) << "a run shares its word";
+        const int scale = scale_place(layout, row, col);
+        for (int b = 0; b < layout.scale_bytes; ++b) scale_bytes.insert(scale + b);
+        ASSERT_EQ(scale == scale_place(layout, row, col - col % layout.scale_cols), true);
+      }
+    }
+    EXPECT_EQ(*bits.begin(), 0);
+    EXPECT_EQ(*bits.rbegin(), kFragmentCodeBytes * 8 - 1);
+    EXPECT_EQ(static_cast<int>(bits.size()), kFragmentCodeBytes * 8);
+    EXPECT_EQ(*scale_bytes.begin(), kFragmentCodeBytes);
+    EXPECT_EQ(*scale_bytes.rbegin(), layout.block_bytes - 1);
+    EXPECT_EQ(static_cast<int>(scale_bytes.size()), layout.block_bytes - kFragmentCodeBytes);
+    EXPECT_EQ(layout.block_bytes % 16, 0) << "the copy engine's granule";
+  }
+}
+
+TEST(FragmentLayout, BlocksOfARowBlockFollowEachOtherAndPaddingIsWholeBlocks) {
+  const FragmentLayout layout =
+      fragment_layout(FragmentOrder::kFp8, Format::kMxfp4, 32, 5760, 2880);
+  EXPECT_EQ(layout.block_bytes, 2176);
+  EXPECT_EQ(layout.bytes(), 5760 * 2880 / 32 * 17) << "no padding where sizes are multiples of 64";
+  int64_t next = 0;
+  for (int64_t row = 0; row < 5760; row += 64) {
+    for (int64_t col = 0; col < 2880; col += 64) {
+      ASSERT_EQ(fragment_block(layout, row, col), next);
+      next += layout.block_bytes;
+    }
+  }
+  EXPECT_EQ(next, layout.bytes());
+  const FragmentLayout odd = fragment_layout(FragmentOrder::kBf16, Format::kMxfp4, 32, 65, 63);
+  EXPECT_EQ(odd.padded_rows(), 128);
+  EXPECT_EQ(odd.padded_cols(), 64);
+  EXPECT_EQ(odd.bytes(), 2 * 2176);
+  EXPECT_EQ(fragment_layout(FragmentOrder::kBf16, Format::kNvfp4, 16, 64, 64).block_bytes, 2304);
+  EXPECT_EQ(fragment_layout(FragmentOrder::kBf16, Format::kInt4, 32, 64, 64).block_bytes, 2304);
+  EXPECT_EQ(fragment_layout(FragmentOrder::kBf16, Format::kInt4, 128, 64, 64).block_bytes, 2176);
+}
+
+/// Random codes of a block, and the words that hold them.
+struct Block {
+  Block(FragmentOrder order, Format format, std::mt19937& random)
+      : words(kFragmentCodeBytes / 4), codes(kFragmentRows * kFragmentCols) {
+    for (uint8_t& code : codes) code = static_cast<uint8_t>(random() & 15);
+    for (int row = 0; row < kFragmentRows; ++row) {
+      for (int col = 0; col < kFragmentCols; ++col) {
+        const CodePlace at = code_place(order, format, row, col);
+        words[static_cast<size_t>(at.word)] |= placed_code(code(row, col), at);
+      }
+    }
+  }
+  uint8_t code(int row, int col) const {
+    return codes[static_cast<size_t>(row * kFragmentCols + col)];
+  }
+  /// Row of the packed matrix in row `row` of the wgmma tile.
+  static int packed_row(int row) {
+    for (int packed = 0; packed < kFragmentRows; ++packed) {
+      if (fragment_row(packed) == row) return packed;
+    }
+    return -1;
+  }
+  std::vector<uint32_t> words;
+  std::vector<uint8_t> codes;
+};
+
+TEST(FragmentLayout, UnpackingFindsWhatPackingStored) {
+  std::mt19937 random(1);
+  for (const Kind& kind : kKinds) {
+    const Block block(kind.order, kind.format, random);
+    for (int row = 0; row < kFragmentRows; ++row) {
+      for (int col = 0; col < kFragmentCols; ++col) {
+        const CodePlace at = code_place(kind.order, kind.format, row, col);
+        ASSERT_EQ(code_of(block.words[static_cast<size_t>(at.word)], at), block.code(row, col));
+      }
+    }
+  }
+}
+
+// The operand A of wgmma m64kN, by the PTX manual: register a[r] of lane 4 g + q of warp w holds
+// row 16 w + g + 8 (r % 2) and, with b bytes to an element, columns 4 / b * q + (r / 2) * 16 / b
+// ...
+TEST(FragmentConvert, ThreadsGetTheirOwnFp8Registers) {
+  std::mt19937 random(2);
+  const Block block(FragmentOrder::kFp8, Format::kMxfp4, random);
+  for (int thread = 0; thread < kFragmentThreads; ++thread) {
+    const int w = thread / 32, g = thread % 32 / 4, q = thread % 4;
+    for (int step = 0; step < 2; ++step) {
+      uint32_t a[4];
+      for (int h = 0; h < 2; ++h) {
+        const uint32_t word = block.words[static_cast<size_t>(thread * 4 + step * 2 + h)];
+        convert_fp8(word, kFp8Tables[8], a[h], a[2 + h]);
+      }
+      for (int r = 0; r < 4; ++r) {
+        const int row = Block::packed_row(16 * w + g + 8 * (r % 2));
+        for (int i = 0; i < 4; ++i) {
+          const uint8_t code = block.code(row, step * 32 + r / 2 * 16 + q * 4 + i);
+          ASSERT_EQ(fp8_e4m3_to_f32(static_cast<uint8_t>(a[r] >> (8 * i))), fp4_e2m1_to_f32(code));
+        }
+      }
+    }
+  }
+}
+
+TEST(FragmentConvert, ThreadsGetTheirOwnBf16Registers) {
+  std::mt19937 random(3);
+  for (const Format format : {Format::kMxfp4, Format::kInt4}) {
+    const Block block(FragmentOrder::kBf16, format, random);
+    for (int thread = 0; thread < kFragmentThreads; ++thread) {
+      const int w = thread / 32, g = thread % 32 / 4, q = thread % 4;
+      for (int step = 0; step < 4; ++step) {
+        const uint32_t word = block.words[static_cast<size_t>(thread * 4 + step)];
+        const uint32_t one = mx_multiplier(253, 0);  // 2^126
+        uint32_t a[4];
+        format == Format::kInt4 ? convert_int4(word, a) : convert_bf16(word, one, one, a);
+        for (int r = 0; r < 4; ++r) {
+          const int row = Block::packed_row(16 * w + g + 8 * (r % 2));
+          for (int i = 0; i < 2; ++i) {
+            const uint8_t code = block.code(row, step * 16 + r / 2 * 8 + q * 2 + i);
+            ASSERT_EQ(bf16_to_f32(static_cast<uint16_t>(a[r] >> (16 * i))),
+                      format == Format::kInt4 ? int4_to_f32(code) : fp4_e2m1_to_f32(code));
+          }
+        }
+      }
+    }
+  }
+}
+
+/// Every code in every place of a word.
+template <class Check>
+void for_each_code(FragmentOrder order, Format format, Check check) {
+  for (int place = 0; place < 8; ++place) {
+    // Row pair 0, thread 0: the eight places of its word 0.
+    const bool fp8 = order == FragmentOrder::kFp8;
+    const int row = fp8 ? 0 : place / 2 % 2;
+    const int col = fp8 ? place % 4 + place / 4 * 16 : place % 2 + place / 4 * 8;
+    const CodePlace at = code_place(order, format, row, col);
+    ASSERT_EQ(at.word, 0);
+    for (uint32_t code = 0; code < 16; ++code) {
+      for (const uint32_t others : {0u, ~0u}) {
+        const uint32_t mine = placed_code(15, at);
+        check(placed_code(code, at) | (others & ~mine), place, static_cast<uint8_t>(code));
+      }
+    }
+  }
+}
+
+TEST(FragmentConvert, Fp8IsExactForEveryCodeAndStep) {
+  for (int down = 0; down <= max_steps_down(FragmentOrder::kFp8); ++down) {
+    const uint8_t byte = mx_scale_byte(FragmentOrder::kFp8, down);
+    const int exponent = mx_scale_exponent(FragmentOrder::kFp8, byte);
+    EXPECT_EQ(exponent, 6 - down);
+    const Fp8Table table = kFp8Tables[byte / 8];
+    for_each_code(FragmentOrder::kFp8, Format::kMxfp4, [&](uint32_t word, int place, uint8_t code) {
+      uint32_t a[2];
+      convert_fp8(word, table, a[0], a[1]);
+      const auto got = static_cast<uint8_t>(a[place / 4] >> (place % 4 * 8));
+      const float want = std::ldexp(fp4_e2m1_to_f32(code), exponent);
+      ASSERT_EQ(f32_bits(fp8_e4m3_to_f32(got)), f32_bits(want))
+          << "code " << int{code} << " times 2^" << exponent;
+    });
+  }
+}
+
+TEST(FragmentConvert, Bf16IsExactForEveryCodeAndStep) {
+  for (int down = 0; down <= max_steps_down(FragmentOrder::kBf16); ++down) {
+    const uint8_t byte = mx_scale_byte(FragmentOrder::kBf16, down);
+    const int exponent = mx_scale_exponent(FragmentOrder::kBf16, byte);
+    EXPECT_EQ(exponent, 1 - down);
+    for_each_code(FragmentOrder::kBf16, Format::kMxfp4,
+                  [&](uint32_t word, int place, uint8_t code) {
+                    uint32_t a[4];
+                    const uint32_t multiplier = mx_multiplier(uint32_t{byte} << 16, 2);
+                    convert_bf16(word, multiplier, multiplier, a);
+                    const auto got = static_cast<uint16_t>(a[place / 2] >> (place % 2 * 16));
+                    const float want = std::ldexp(fp4_e2m1_to_f32(code), exponent);
+                    ASSERT_EQ(f32_bits(bf16_to_f32(got)), f32_bits(want));
+                  });
+  }
+}
+
+TEST(FragmentConvert, Nvfp4IsExactForEveryCodeAndScale) {
+  for (int scale = 1; scale < 0x7f; ++scale) {
+    const uint8_t byte = nvfp4_scale_byte(static_cast<uint8_t>(scale));
+    const float value = fp8_e4m3_to_f32(static_cast<uint8_t>(scale));
+    EXPECT_EQ(nvfp4_scale(byte), value);
+    for_each_code(FragmentOrder::kBf16, Format::kNvfp4,
+                  [&](uint32_t word, int place, uint8_t code) {
+                    uint32_t a[4];
+                    const uint32_t multiplier = nvfp4_multiplier(uint32_t{byte} << 24, 3);
+                    convert_bf16(word, multiplier, multiplier, a);
+                    const auto got = static_cast<uint16_t>(a[place / 2] >> (place % 2 * 16));
+                    ASSERT_EQ(f32_bits(bf16_to_f32(got) * kNvfp4RowScale),
+                              f32_bits(fp4_e2m1_to_f32(code) * value));
+                  });
+  }
+}
+
+TEST(FragmentConvert, Int4IsExactForEveryCode) {
+  for_each_code(FragmentOrder::kBf16, Format::kInt4, [&](uint32_t word, int place, uint8_t code) {
+    uint32_t a[4];
+    convert_int4(word, a);
+    const auto got = static_cast<uint16_t>(a[place / 2] >> (place % 2 * 16));
+    ASSERT_EQ(bf16_to_f32(got), int4_to_f32(code));
+  });
+}
+
+TEST(FragmentConvert, EveryScaleOfEveryRowIsKept) {
+  // All 255 E8M0 bytes, in rows whose largest is any byte that is not too far above.
+  for (const FragmentOrder order : {FragmentOrder::kFp8, FragmentOrder::kBf16}) {
+    const FragmentLayout layout = fragment_layout(order, Format::kMxfp4, 32, 64, 64);
+    for (int largest = 0; largest < 255; ++largest) {
+      const float row_scale = power_of_two(mx_row_exponent(order, static_cast<uint8_t>(largest)));
+      for (int down = 0; down <= std::min(largest, max_steps_down(order)); ++down) {
+        const auto e8m0 = static_cast<uint8_t>(largest - down);
+        ASSERT_EQ(fragment_scale(layout, mx_scale_byte(order, down), row_scale), e8m0_to_f32(e8m0));
+      }
+    }
+    for (int byte = 0; byte < 255; ++byte) {
+      ASSERT_EQ(fragment_scale(layout, static_cast<uint32_t>(byte), -1.0f),
+                e8m0_to_f32(static_cast<uint8_t>(byte)));
+    }
+  }
+}
+
+}  // namespace
+}  // namespace switchyard
