@@ -1,0 +1,183 @@
+#pragma once
+// How few rows per expert are divided among a GPU: weights are the traffic, so every lane (one
+// consumer warpgroup with its own ring of shared memory) streams an equal share of them whatever
+// the routing.
+//
+// A unit is 64 weight rows x one chunk of K for one block of sorted rows. Units are a flat list:
+// blocks of sorted rows, in each the 64-row blocks of its expert's matrix, in each the chunks of K.
+// Lane i has units [i U / P, (i + 1) U / P). A row block that lies in several lanes is cut: the sum
+// of every chunk is a number of its own, chunks are added in k order by the lane that arrives last,
+// so no bit depends on where the cuts are.
+
+#include <cstdint>
+
+#include "core/host_device.h"
+#include "core/math.h"
+
+namespace switchyard {
+
+/// Weight rows of a unit: M of a warpgroup's matrix instruction.
+inline constexpr int32_t kDecodeRows = 64;
+/// Rows of the sort's blocks that the kernels have tiles for.
+inline constexpr int32_t kDecodeMaxUnit = 64;
+
+/// Consecutive chunks of one row block that one lane computes.
+struct DecodeRun {
+  int32_t block = 0, row_block = 0;
+  int32_t chunk_begin = 0, chunk_end = 0;
+};
+
+/// The lanes that share one row block.
+struct DecodeOwners {
+  int32_t first = 0, last = 0;
+  SWITCHYARD_HOST_DEVICE constexpr int32_t count() const { return last - first + 1; }
+};
+
+struct DecodeSchedule {
+  int32_t num_blocks = 0;  ///< of sorted rows
+  int32_t row_blocks = 0;  ///< of an expert's matrix
+  int32_t num_chunks = 0;  ///< of K
+  int32_t num_lanes = 0;
+
+  SWITCHYARD_HOST_DEVICE constexpr int64_t num_units() const {
+    return static_cast<int64_t>(num_blocks) * row_blocks * num_chunks;
+  }
+  /// Lanes with work: none of them has an empty range.
+  SWITCHYARD_HOST_DEVICE constexpr int64_t used_lanes() const {
+    return num_lanes < num_units() ? num_lanes : num_units();
+  }
+  /// First unit of a lane, and end of the one before; lanes past the used ones begin at the end.
+  SWITCHYARD_HOST_DEVICE constexpr int64_t begin(int64_t lane) const {
+    return lane >= used_lanes() ? num_units() : lane * num_units() / used_lanes();
+  }
+  SWITCHYARD_HOST_DEVICE constexpr int32_t lane_of(int64_t unit) const {
+    return static_cast<int32_t>(((unit + 1) * used_lanes() - 1) / num_units());
+  }
+  /// What a lane whose range ends at `end` computes from `unit` on.
+  SWITCHYARD_HOST_DEVICE constexpr DecodeRun run_at(int64_t unit, int64_t end) const {
+    const int64_t row_block = unit / num_chunks;
+    const auto chunk = static_cast<int32_t>(unit - row_block * num_chunks);
+    const int64_t left = end - unit;
+    return {
+        .block = static_cast<int32_t>(row_block / row_blocks),
+        .row_block = static_cast<int32_t>(row_block % row_blocks),
+        .chunk_begin = chunk,
+        .chunk_end = left < num_chunks - chunk ? chunk + static_cast<int32_t>(left) : num_chunks};
+  }
+  SWITCHYARD_HOST_DEVICE constexpr DecodeOwners owners(const DecodeRun& run) const {
+    const int64_t first =
+        (static_cast<int64_t>(run.block) * row_blocks + run.row_block) * num_chunks;
+    return {lane_of(first), lane_of(first + num_chunks - 1)};
+  }
+};
+
+/// Where a lane leaves a partial sum: the sum so far of a run that began at chunk 0 (at most one of
+/// a lane's runs is cut behind), else every chunk by itself (at most one run is cut in front).
+SWITCHYARD_HOST_DEVICE constexpr int64_t decode_partial_slot(const DecodeSchedule& schedule,
+                                                             int64_t lane, int32_t chunk) {
+  return lane * schedule.num_chunks + chunk;
+}
+constexpr int64_t decode_partial_bytes(int64_t num_lanes, int64_t num_chunks, int64_t unit_size) {
+  return num_lanes * num_chunks * kDecodeRows * unit_size * 4;
+}
+
+/// Rows per block of sorted rows: holds all rows of nearly every expert (mean + 3 sigma of a
+/// Poisson), because each further block reads the expert's weights again.
+constexpr int32_t decode_unit_size(int64_t num_tokens, int64_t top_k, int64_t num_experts) {
+  const int64_t mean = ceil_div(num_tokens * top_k, num_experts);
+  for (int32_t unit = 8; unit < kDecodeMaxUnit; unit *= 2) {
+    const int64_t room = unit - mean;
+    if (num_tokens <= unit || (room > 0 && room * room >= 9 * mean)) return unit;
+  }
+  return kDecodeMaxUnit;
+}
+
+/// K of one matrix as the ring sees it: steps (one stage of the ring) of a chunk (one sum).
+struct DecodeSteps {
+  int32_t num_steps = 0;
+  int32_t chunk_steps = 0;
+  SWITCHYARD_HOST_DEVICE constexpr int32_t num_chunks() const {
+    return ceil_div(num_steps, chunk_steps);
+  }
+  SWITCHYARD_HOST_DEVICE constexpr int32_t steps_of(int32_t chunk) const {
+    const int32_t left = num_steps - chunk * chunk_steps;
+    return left < chunk_steps ? left : chunk_steps;
+  }
+};
+
+/// One lane's walk over the stages of its ring, as producer and consumer both take it.
+struct DecodeWalk {
+  DecodeSchedule schedule{};
+  DecodeSteps steps{};
+  int64_t unit = 0, end = 0;
+  int32_t block = 0, row_block = 0, chunk = 0, step = 0;
+  int32_t slot = 0, num_slots = 1;
+  uint32_t phase = 0;
+
+  SWITCHYARD_HOST_DEVICE constexpr DecodeWalk(const DecodeSchedule& s, const DecodeSteps& k,
+                                              int64_t lane, int32_t slots)
+      : schedule(s), steps(k), unit(s.begin(lane)), end(s.begin(lane + 1)), num_slots(slots) {
+    if (unit == end) return;
+    const DecodeRun run = s.run_at(unit, end);
+    block = run.block;
+    row_block = run.row_block;
+    chunk = run.chunk_begin;
+  }
+  SWITCHYARD_HOST_DEVICE constexpr bool done() const { return unit == end; }
+  /// In steps from column 0.
+  SWITCHYARD_HOST_DEVICE constexpr int32_t k_step() const {
+    return chunk * steps.chunk_steps + step;
+  }
+  SWITCHYARD_HOST_DEVICE constexpr void advance() {
+    if (++slot == num_slots) slot = 0, phase ^= 1;
+    if (++step < steps.steps_of(chunk)) return;
+    step = 0;
+    ++unit;
+    if (++chunk < schedule.num_chunks) return;
+    chunk = 0;
+    if (++row_block < schedule.row_blocks) return;
+    row_block = 0;
+    ++block;
+  }
+};
+
+/// Shared memory of one CTA, in bytes from its 1024-byte aligned start.
+struct DecodeShared {
+  int32_t slots = 0;  ///< of one lane's ring
+  int32_t slot_bytes = 0, token_bytes = 0, scale_bytes = 0;
+  int32_t scales = 0, tiles = 0, tables = 0, barriers = 0;
+  int32_t tile_bytes = 0, table_bytes = 0;
+  int32_t bytes = 0;
+};
+
+/// Floats from one token to the next in the tile of sums: lanes of a warp that store rows g of
+/// tokens 2q land in 32 banks.
+inline constexpr int32_t kDecodeTilePitch = kDecodeRows + 4;
+/// Tokens that go through the tile at a time.
+inline constexpr int32_t kDecodeTileTokens = 32;
+
+/// Room for weights (step_bytes) and tokens (blocks of 128 bytes, K-major) of as many steps as fit.
+SWITCHYARD_HOST_DEVICE constexpr DecodeShared decode_shared(int32_t lanes, int32_t step_bytes,
+                                                            int32_t token_blocks,
+                                                            int32_t scales_per_step,
+                                                            int32_t unit_size, int32_t capacity) {
+  DecodeShared s;
+  s.token_bytes = token_blocks * 128 * unit_size;
+  s.slot_bytes = align_up(step_bytes, 1024) + s.token_bytes;
+  s.scale_bytes = scales_per_step * 4;
+  const int32_t tile_tokens = unit_size < kDecodeTileTokens ? unit_size : kDecodeTileTokens;
+  s.tile_bytes = tile_tokens * kDecodeTilePitch * 4;
+  s.table_bytes = unit_size * 12;
+  constexpr int32_t kBarriers = 16;  // full and empty of a slot
+  const int32_t fixed = lanes * (s.tile_bytes + s.table_bytes);
+  s.slots = (capacity - fixed) / (lanes * (s.slot_bytes + s.scale_bytes + kBarriers));
+  const int32_t all = lanes * s.slots;
+  s.scales = all * s.slot_bytes;
+  s.tiles = s.scales + all * s.scale_bytes;
+  s.tables = s.tiles + lanes * s.tile_bytes;
+  s.barriers = s.tables + lanes * s.table_bytes;
+  s.bytes = s.barriers + all * kBarriers;
+  return s;
+}
+
+}  // namespace switchyard

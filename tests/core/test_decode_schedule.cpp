@@ -1,0 +1,187 @@
+// The division of a decode batch: every unit to exactly one lane, cuts that all their owners see
+// alike, partial sums that no two runs share, rings that fit.
+
+#include <gtest/gtest.h>
+
+#include <map>
+#include <set>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "core/decode_schedule.h"
+#include "core/expert_sort.h"
+
+namespace switchyard {
+namespace {
+
+const std::vector<DecodeSchedule>& schedules() {
+  static const auto all = [] {
+    std::vector<DecodeSchedule> list;
+    for (const int32_t blocks : {0, 1, 2, 7, 8, 57, 256}) {
+      for (const int32_t row_blocks : {1, 3, 8, 112}) {
+        for (const int32_t chunks : {1, 2, 5, 14, 28}) {
+          for (const int32_t lanes : {1, 2, 3, 132, 263, 264, 528}) {
+            list.push_back({blocks, row_blocks, chunks, lanes});
+          }
+        }
+      }
+    }
+    return list;
+  }();
+  return all;
+}
+
+std::string name(const DecodeSchedule& s) {
+  return std::to_string(s.num_blocks) + " blocks, " + std::to_string(s.row_blocks) +
+         " row blocks, " + std::to_string(s.num_chunks) + " chunks, " +
+         std::to_string(s.num_lanes) + " lanes";
+}
+
+/// The runs of one lane, as a kernel walks them.
+std::vector<DecodeRun> runs_of(const DecodeSchedule& s, int64_t lane) {
+  std::vector<DecodeRun> runs;
+  for (int64_t unit = s.begin(lane); unit < s.begin(lane + 1);) {
+    runs.push_back(s.run_at(unit, s.begin(lane + 1)));
+    unit += runs.back().chunk_end - runs.back().chunk_begin;
+  }
+  return runs;
+}
+
+TEST(DecodeSchedule, EveryUnitOnceInEqualShares) {
+  for (const DecodeSchedule& s : schedules()) {
+    SCOPED_TRACE(name(s));
+    int64_t next = 0;
+    for (int64_t lane = 0; lane < s.num_lanes; ++lane) {
+      ASSERT_EQ(s.begin(lane), next);
+      const int64_t count = s.begin(lane + 1) - next;
+      if (lane < s.used_lanes()) {
+        ASSERT_GE(count, s.num_units() / s.used_lanes());
+        ASSERT_LE(count, ceil_div(s.num_units(), s.used_lanes()));
+        ASSERT_GT(count, 0);
+        ASSERT_EQ(s.lane_of(next), lane);
+        ASSERT_EQ(s.lane_of(next + count - 1), lane);
+      } else {
+        ASSERT_EQ(count, 0);
+      }
+      for (const DecodeRun& run : runs_of(s, lane)) {
+        const int64_t unit =
+            (int64_t{run.block} * s.row_blocks + run.row_block) * s.num_chunks + run.chunk_begin;
+        ASSERT_EQ(unit, next);
+        ASSERT_LT(run.chunk_begin, run.chunk_end);
+        ASSERT_LE(run.chunk_end, s.num_chunks);
+        ASSERT_LT(run.row_block, s.row_blocks);
+        next += run.chunk_end - run.chunk_begin;
+      }
+    }
+    ASSERT_EQ(next, s.num_units());
+  }
+}
+
+TEST(DecodeSchedule, OwnersOfACutAgreeAndCoverIt) {
+  for (const DecodeSchedule& s : schedules()) {
+    SCOPED_TRACE(name(s));
+    std::map<std::pair<int32_t, int32_t>, std::vector<std::pair<int64_t, DecodeRun>>> by_rows;
+    for (int64_t lane = 0; lane < s.used_lanes(); ++lane) {
+      for (const DecodeRun& run : runs_of(s, lane)) {
+        by_rows[{run.block, run.row_block}].emplace_back(lane, run);
+      }
+    }
+    std::set<int64_t> slots;     // partial sums in use
+    std::set<int32_t> counters;  // first owners of cut row blocks
+    for (const auto& [rows, parts] : by_rows) {
+      const DecodeOwners owners = s.owners(parts[0].second);
+      ASSERT_EQ(owners.count(), static_cast<int32_t>(parts.size()));
+      int32_t chunk = 0;
+      for (size_t i = 0; i < parts.size(); ++i) {
+        const auto& [lane, run] = parts[i];
+        ASSERT_EQ(lane, owners.first + static_cast<int64_t>(i)) << "owners are neighbours";
+        ASSERT_EQ(run.chunk_begin, chunk);
+        ASSERT_EQ(s.owners(run).first, owners.first);
+        ASSERT_EQ(s.owners(run).last, owners.last);
+        chunk = run.chunk_end;
+        if (parts.size() == 1) continue;
+        const int32_t end = i == 0 ? 1 : run.chunk_end;  // the first owner leaves one sum
+        for (int32_t c = run.chunk_begin; c < end; ++c) {
+          const int64_t slot = decode_partial_slot(s, lane, c);
+          ASSERT_TRUE(slots.insert(slot).second) << "two sums in one place";
+          ASSERT_LT((slot + 1) * kDecodeRows * 8 * 4,
+                    decode_partial_bytes(s.num_lanes, s.num_chunks, 8) + 1);
+        }
+      }
+      ASSERT_EQ(chunk, s.num_chunks);
+      if (parts.size() > 1) {
+        ASSERT_TRUE(counters.insert(owners.first).second) << "a lane opens at most one cut";
+      }
+    }
+  }
+}
+
+TEST(DecodeWalk, TakesTheStepsOfTheRunsInOrder) {
+  for (const DecodeSchedule& s : schedules()) {
+    if (s.num_units() > 5000) continue;
+    for (const int32_t last_chunk_steps : {1, 2}) {
+      const DecodeSteps steps{(s.num_chunks - 1) * 2 + last_chunk_steps, 2};
+      ASSERT_EQ(steps.num_chunks(), s.num_chunks);
+      for (const int32_t slots : {1, 3}) {
+        for (int64_t lane = 0; lane < s.num_lanes; ++lane) {
+          DecodeWalk walk(s, steps, lane, slots);
+          int64_t count = 0;
+          for (const DecodeRun& run : runs_of(s, lane)) {
+            for (int32_t chunk = run.chunk_begin; chunk < run.chunk_end; ++chunk) {
+              for (int32_t step = 0; step < steps.steps_of(chunk); ++step) {
+                ASSERT_FALSE(walk.done());
+                ASSERT_EQ(walk.block, run.block);
+                ASSERT_EQ(walk.row_block, run.row_block);
+                ASSERT_EQ(walk.k_step(), chunk * 2 + step);
+                ASSERT_EQ(walk.slot, count % slots);
+                ASSERT_EQ(walk.phase, static_cast<uint32_t>(count / slots % 2));
+                walk.advance();
+                ++count;
+              }
+            }
+          }
+          ASSERT_TRUE(walk.done());
+        }
+      }
+    }
+  }
+}
+
+TEST(DecodeUnitSize, HoldsNearlyEveryExpertOfUniformRouting) {
+  EXPECT_EQ(decode_unit_size(1, 8, 256), 8);
+  EXPECT_EQ(decode_unit_size(8, 8, 8), 8) << "an expert has at most T rows";
+  EXPECT_EQ(decode_unit_size(64, 8, 256), 8);
+  EXPECT_EQ(decode_unit_size(64, 8, 128), 16);
+  EXPECT_EQ(decode_unit_size(64, 8, 32), 32);
+  EXPECT_EQ(decode_unit_size(128, 8, 32), 64);
+  EXPECT_EQ(decode_unit_size(4096, 8, 8), 64);
+  for (const int64_t tokens : {1, 2, 8, 9, 33, 128}) {
+    for (const int64_t experts : {1, 8, 128, 1024}) {
+      const int32_t unit = decode_unit_size(tokens, 4, experts);
+      EXPECT_TRUE(unit == 8 || unit == 16 || unit == 32 || unit == 64);
+    }
+  }
+}
+
+TEST(DecodeShared, FitsAndKeepsEnoughInFlight) {
+  for (const int32_t lanes : {1, 2, 4}) {
+    for (const auto& [step, blocks] : {std::pair{16384, 2}, {17408, 4}, {18432, 8}}) {
+      for (const int32_t unit : {8, 16, 32, 64}) {
+        for (const int32_t capacity : {113 * 1024, 227 * 1024}) {
+          const DecodeShared s = decode_shared(lanes, step, blocks, 2 * (unit + 2), unit, capacity);
+          EXPECT_LE(s.bytes, capacity);
+          EXPECT_EQ(s.slot_bytes % 1024, 0) << "swizzle atoms";
+          EXPECT_EQ(s.barriers % 8, 0);
+          EXPECT_LE(lanes * s.slots * s.slot_bytes, s.scales);
+        }
+      }
+    }
+  }
+  // 64 KB of weights in flight beside a CTA of the next kernel (h200: 64 KB give all).
+  EXPECT_GE(decode_shared(2, 16384, 2, 20, 8, 113 * 1024).slots, 3);
+  EXPECT_GE(decode_shared(2, 16384, 2, 132, 64, 227 * 1024).slots, 3);
+}
+
+}  // namespace
+}  // namespace switchyard
