@@ -121,6 +121,11 @@ __device__ __forceinline__ void async_copy_16(uint32_t to, const void* from, boo
                "r"(exists ? 16 : 0)
                : "memory");
 }
+__device__ __forceinline__ void async_copy_4(uint32_t to, const void* from, bool exists) {
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(to), "l"(from),
+               "r"(exists ? 4 : 0)
+               : "memory");
+}
 /// The barrier's phase waits for this thread's copies so far; counts as one of its arrivals.
 __device__ __forceinline__ void async_copy_arrive(uint64_t* barrier) {
   asm volatile("cp.async.mbarrier.arrive.noinc.shared.b64 [%0];" ::"r"(shared_address(barrier))

@@ -1,0 +1,85 @@
+#pragma once
+// Row-major bf16, E4M3 and INT8 weights: boxes of 64 rows x 128 bytes by the copy engine, both
+// operands of wgmma from shared memory.
+
+#include "cuda/sm90/decode_gemm.h"
+#include "cuda/sm90/decode_kernel.cuh"
+
+namespace switchyard::cuda::sm90 {
+
+template <MmaType kType, bool kScaled>
+struct SharedOperand {
+  static constexpr MmaType kMma = kType;
+  static constexpr int kTokenBlocks = kDecodeStepRowBytes / 128;
+  static constexpr int kBlockBytes = kDecodeRows * 128;
+  static constexpr int kStepBytes = kTokenBlocks * kBlockBytes;
+  static constexpr int kChunkSteps = kDecodeChunkSteps;
+  static constexpr bool kBlockScales = kScaled;
+  static constexpr int kBlockColumns = kType == MmaType::kBf16 ? 64 : 128;
+  struct Args {
+    CUtensorMap map;  ///< [E][rows][K], boxes of 64 rows x 128 bytes
+  };
+
+  __device__ static void load(const Args& args, char* to, int expert, int row_block, int k_step,
+                              uint64_t* full) {
+#pragma unroll
+    for (int b = 0; b < kTokenBlocks; ++b) {
+      tensor_load(to + b * kBlockBytes, &args.map, (k_step * kTokenBlocks + b) * kBlockColumns,
+                  row_block * kDecodeRows, expert, full);
+    }
+  }
+
+  template <int kN>
+  __device__ static void multiply(const Step& step, bool accumulate,
+                                  typename Wgmma<kType, kN>::Accumulator& sum) {
+    const uint64_t weights = swizzled_128_descriptor(shared_address(step.weights));
+    if constexpr (kScaled) {
+#pragma unroll
+      for (int b = 0; b < kTokenBlocks; ++b) {
+        typename Wgmma<kType, kN>::Accumulator part;
+        multiply_block<kN>(weights + b * (kBlockBytes / 16), step.token_descriptor(b), false, part);
+        wgmma_wait<0>();
+        pin(part);
+        promote<kN>(step, b, accumulate || b > 0, part, sum);
+      }
+    } else {
+#pragma unroll
+      for (int b = 0; b < kTokenBlocks; ++b) {
+        multiply_block<kN>(weights + b * (kBlockBytes / 16), step.token_descriptor(b),
+                           accumulate || b > 0, sum);
+      }
+      wgmma_wait<0>();
+      pin(sum);
+    }
+  }
+
+ private:
+  /// 128 bytes of K: four instructions, 32 bytes (2 in a descriptor) apart.
+  template <int kN>
+  __device__ static void multiply_block(uint64_t weights, uint64_t tokens, bool accumulate,
+                                        typename Wgmma<kType, kN>::Accumulator& d) {
+    pin(d);
+    wgmma_fence();
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      Wgmma<kType, kN>::ss(d, weights + 2 * i, tokens + 2 * i, accumulate || i > 0);
+    }
+    wgmma_commit();
+  }
+
+  /// sum (+)= part * scale of the rows * scale of the token, for one block of 128 columns.
+  template <int kN>
+  __device__ static void promote(const Step& step, int block, bool accumulate,
+                                 const float (&part)[kN / 2], float (&sum)[kN / 2]) {
+    const float* scales = step.scales + block * (step.unit_size + 2);
+    const int lane = static_cast<int>(threadIdx.x) % 32;
+    const float rows = scales[step.unit_size + lane / 4 % 2];  // gate rows are even
+#pragma unroll
+    for (int i = 0; i < kN / 2; ++i) {
+      const float scale = rows * scales[i / 4 * 8 + lane % 4 * 2 + i % 2];
+      sum[i] = fmaf(part[i], scale, accumulate ? sum[i] : 0.0f);
+    }
+  }
+};
+
+}  // namespace switchyard::cuda::sm90
