@@ -458,12 +458,13 @@ class Consumer {
   __device__ void store_tile(int first, const Sum<kN>& total) const {
     const int row = thread_ / 32 * 16 + thread_ % 32 / 4;
     const int token = thread_ % 4 * 2;
+    float* to = memory_.tile + token * kDecodeTilePitch + row;
+    asm volatile("" : "+l"(to));  // else the compiler keeps all addresses over the whole loop
 #pragma unroll
     for (int i = 0; i < kN / 2; ++i) {
-      const int at = i / 4 * 8 + i % 2;
-      if (at < first || at >= first + kDecodeTileTokens) continue;
-      memory_.tile[(at - first + token) * kDecodeTilePitch + row + i / 2 % 2 * 8] =
-          static_cast<float>(total[i]);
+      const int at = i / 4 * 8 + i % 2 - first;
+      if (at < 0 || at >= kDecodeTileTokens) continue;
+      to[at * kDecodeTilePitch + i / 2 % 2 * 8] = static_cast<float>(total[i]);
     }
   }
 
