@@ -48,6 +48,15 @@ inline constexpr auto kFp8Tables = [] {
   return tables;
 }();
 
+/// The same without memory, for blocks at most kMaxAddedSteps down: from 2^-5 on no magnitude is a
+/// subnormal E4M3, so that a power of two more adds 8 to every code but that of zero.
+inline constexpr int kMaxAddedSteps = 11;
+SWITCHYARD_HOST_DEVICE constexpr Fp8Table added_fp8_table(uint32_t byte) {
+  constexpr uint32_t kFirst = 24;  // byte of 2^-5
+  return {byte * 0x01010100u + (0x14100800u - kFirst * 0x01010100u),
+          byte * 0x01010101u + (0x24201c18u - kFirst * 0x01010101u)};
+}
+
 /// Eight E2M1 codes of one row: four E4M3 each for the lower and the upper half of a k-step.
 SWITCHYARD_HOST_DEVICE constexpr void convert_fp8(uint32_t word, const Fp8Table& table,
                                                   uint32_t& lower, uint32_t& upper) {
@@ -89,9 +98,7 @@ SWITCHYARD_HOST_DEVICE constexpr uint32_t mx_multiplier(uint32_t scales, int ind
   return choose_bytes(scales, 0, 0x4040u + static_cast<uint32_t>(index) * 0x0101u) << 7;
 }
 
-/// kNvfp4: 2^118 times the scale, so that products come out 2^8 too small (kNvfp4RowScale): 2^126
-/// times a scale of 2 or more would be infinite.
-inline constexpr float kNvfp4RowScale = 256.0f;
+/// kNvfp4: 2^118 times the scale; kNvfp4RowScale takes the missing 2^8 back.
 SWITCHYARD_HOST_DEVICE constexpr uint32_t nvfp4_multiplier(uint32_t scales, int index) {
   const uint32_t both = choose_bytes(scales, 0, 0x4040u + static_cast<uint32_t>(index) * 0x0101u);
   return both * 16u + ((127u + 118u - 9u) << 7) * 0x00010001u;

@@ -164,6 +164,9 @@ SWITCHYARD_HOST_DEVICE constexpr uint8_t nvfp4_scale_byte(uint8_t e4m3) {
   const int shift = mantissa >= 4 ? 1 : mantissa >= 2 ? 2 : 3;
   return static_cast<uint8_t>((3 - shift) << 3 | (mantissa << shift & 7));
 }
+/// The tensor core's products are this much too small, which row_scale takes back: a bf16
+/// multiplier of 2^126 times a scale of 2 or more would be infinite.
+inline constexpr float kNvfp4RowScale = 256.0f;
 SWITCHYARD_HOST_DEVICE constexpr float nvfp4_scale(uint8_t byte) {
   return f32_from_bits((static_cast<uint32_t>(byte) << 20) + (uint32_t{127 - 9} << 23));
 }
@@ -180,7 +183,7 @@ SWITCHYARD_HOST_DEVICE constexpr float fragment_scale(const FragmentLayout& layo
                                                       float row_scale) {
   const auto byte = static_cast<uint8_t>(scale);
   if (layout.format == Format::kInt4) return bf16_to_f32(static_cast<uint16_t>(scale)) * row_scale;
-  if (layout.format == Format::kNvfp4) return nvfp4_scale(byte) * row_scale;
+  if (layout.format == Format::kNvfp4) return nvfp4_scale(byte) * (row_scale / kNvfp4RowScale);
   if (row_scale < 0.0f) return e8m0_to_f32(byte) * -row_scale;
   return power_of_two(mx_scale_exponent(layout.order, byte)) * row_scale;
 }

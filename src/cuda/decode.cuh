@@ -45,6 +45,26 @@ __device__ inline StoredVector load_stored(const StoredRows& rows, int64_t row, 
   return raw;
 }
 
+/// Eight codes of a weight row, gathered from the words of fragment order where that is its order.
+__device__ inline StoredVector load_weights(const WeightRows& w, int64_t expert, int32_t row,
+                                            int32_t col) {
+  const char* values = static_cast<const char*>(w.rows.values) + expert * w.expert_bytes;
+  if (w.fragments.order == FragmentOrder::kRowMajor) {
+    StoredRows rows = w.rows;
+    rows.values = values;
+    return load_stored(rows, row, col, w.num_cols);
+  }
+  const auto* block =
+      reinterpret_cast<const uint32_t*>(values + fragment_block(w.fragments, row, col));
+  StoredVector raw{};
+  for (int j = 0; j < kVector; ++j) {
+    const CodePlace place = code_place(w.fragments.order, w.rows.format, row % kFragmentRows,
+                                       (col + j) % kFragmentCols);
+    raw.words[0] |= code_of(block[place.word], place) << (4 * j);
+  }
+  return raw;
+}
+
 /// Values without scale; int4 without its zero point.
 __device__ inline void decode(Format format, const StoredVector& raw, float (&v)[kVector]) {
   const auto code16 = [&](int j) { return raw.words[j / 2] >> (j % 2 * 16) & 0xffffu; };
@@ -100,6 +120,16 @@ struct GroupFactors {
 };
 __device__ inline GroupFactors load_factors(const WeightRows& w, int64_t expert, int32_t row,
                                             int32_t group) {
+  if (w.fragments.order != FragmentOrder::kRowMajor) {
+    const int32_t col = group * w.rows.group_size;
+    const char* at = static_cast<const char*>(w.rows.values) + expert * w.expert_bytes +
+                     fragment_block(w.fragments, row, col) +
+                     scale_place(w.fragments, row % kFragmentRows, col % kFragmentCols);
+    const uint32_t scale = w.fragments.scale_bytes == 2 ? *reinterpret_cast<const uint16_t*>(at)
+                                                        : *reinterpret_cast<const uint8_t*>(at);
+    return {fragment_scale(w.fragments, scale, w.row_scales[expert * w.num_rows + row]),
+            w.rows.format == Format::kInt4 ? static_cast<float>(kInt4ZeroPoint) : 0.0f};
+  }
   const int64_t at =
       expert * w.expert_scales + static_cast<int64_t>(row) * w.rows.num_groups + group;
   GroupFactors f{load_scale(w.rows.scale_kind, w.rows.scales, at), 0.0f};

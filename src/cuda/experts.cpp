@@ -7,6 +7,7 @@
 #include "core/scale_layout.h"
 #include "cuda/combine.h"
 #include "cuda/reachable.h"
+#include "cuda/sm90/fp4_experts.h"
 #include "cuda/sort.h"
 
 namespace switchyard::cuda {
@@ -66,8 +67,9 @@ CudaExperts::CudaExperts(const LayerSpec& spec, const ExpertSource& source,
     const bool gated = spec.activation.gated();
     if (e == 0) {
       const bool has_bias = !w.up_bias.empty() || !w.gate_bias.empty();
-      gate_up_ = PackedMatrices(w.up, gated ? 2 : 1, has_bias, source.num_experts);
-      down_ = PackedMatrices(w.down, 1, !w.down_bias.empty(), source.num_experts);
+      const FragmentOrder order = sm90::fragment_order(activations_, w.up, w.down, device_);
+      gate_up_ = PackedMatrices(w.up, gated ? 2 : 1, has_bias, source.num_experts, order);
+      down_ = PackedMatrices(w.down, 1, !w.down_bias.empty(), source.num_experts, order);
     }
     if (gated) {
       gate_up_.pack(e, {w.gate, w.up}, {w.gate_bias, w.up_bias});
@@ -78,6 +80,8 @@ CudaExperts::CudaExperts(const LayerSpec& spec, const ExpertSource& source,
     if (source.release) source.release(e);
     if (options.on_progress) options.on_progress(e + 1, source.num_experts);
   }
+  gate_up_.finish("experts' gate/up");
+  down_.finish("experts' down");
   if (options.generic_kernels) {
     why_not_tuned_ = "only generic kernels were asked for";
   } else {

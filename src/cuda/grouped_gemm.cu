@@ -124,10 +124,8 @@ struct Fetched {
     for (int i = 0; i < kWeights; ++i) {
       const int32_t col = k0 + weight_chunk(i) * kVector;
       const int32_t row = n0 + weight_row(i);
-      StoredRows rows = p.job.weights.rows;
-      rows.values = static_cast<const char*>(rows.values) + expert * p.job.weights.expert_bytes;
       weights[i] = row < p.job.weights.num_rows && col < num_cols
-                       ? load_stored(rows, row, col, num_cols)
+                       ? load_weights(p.job.weights, expert, row, col)
                        : StoredVector{};
     }
   }

@@ -31,6 +31,16 @@ int64_t scale_row(const WeightMatrix& matrix, int64_t row) {
   return scale_index(matrix.scale_row_begin + row * matrix.scale_row_step, matrix.scale_block.rows);
 }
 
+/// Scales of one row as they are stored.
+void copy_stored_scales(const WeightMatrix& matrix, int64_t row, int64_t num_groups, char* to) {
+  const TensorView& scales = matrix.scales;
+  const int64_t bytes = element_bytes(scales.type);
+  const char* from = scales.as<const char>() + scale_row(matrix, row) * scales.stride(0) * bytes;
+  for (int64_t g = 0; g < num_groups; ++g) {
+    std::memcpy(to + g * bytes, from + g * scales.stride(1) * bytes, static_cast<size_t>(bytes));
+  }
+}
+
 /// Scales of one row, one per group of columns, as the kernels keep them.
 void copy_scales(const WeightMatrix& matrix, int64_t row, int64_t num_groups, ScaleKind kind,
                  char* to) {
@@ -81,12 +91,25 @@ void require_like_example(bool holds, int64_t expert, const char* what) {
 
 }  // namespace
 
+bool has_fragment_order(const WeightMatrix& example) {
+  const ScaleBlock block = example.scale_block;
+  if (block.rows != 1 || example.scales.empty()) return false;
+  switch (example.format) {
+    case Format::kMxfp4: return kept_scales(example) == ScaleKind::kE8m0 && block.cols == 32;
+    case Format::kNvfp4: return kept_scales(example) == ScaleKind::kE4m3 && block.cols == 16;
+    case Format::kInt4:
+      return example.scales.type == DataType::kBf16 && example.zero_points.empty() &&
+             example.group_index.empty() && (block.cols == 32 || block.cols % kFragmentCols == 0);
+    default: return false;
+  }
+}
+
 PackedMatrices::Part PackedMatrices::allocate(int64_t expert_bytes, int64_t num_experts) const {
   return {DeviceBuffer(expert_bytes * num_experts), expert_bytes};
 }
 
 PackedMatrices::PackedMatrices(const WeightMatrix& example, int32_t halves, bool has_bias,
-                               int64_t num_experts) {
+                               int64_t num_experts, FragmentOrder order) {
   const int64_t rows = example.rows * halves;
   const int64_t groups = num_groups_of(example);
   const ScaleKind kind = kept_scales(example);
@@ -97,14 +120,28 @@ PackedMatrices::PackedMatrices(const WeightMatrix& example, int32_t halves, bool
   view_.rows.row_bytes = padded_row_bytes(example.format, example.cols);
   view_.rows.scale_kind = kind;
   view_.rows.num_groups = static_cast<int32_t>(groups);
-  const int64_t width = groups == 1 ? 0 : example.scale_block.cols;
+  const int64_t stored_width = example.scale_block.cols;
+  const int64_t width = groups == 1 ? 0 : stored_width;
   view_.rows.group_size = static_cast<int32_t>(width);
 
   const auto some = [&](bool present, int64_t expert_bytes) {
     return allocate(present ? expert_bytes : 0, num_experts);
   };
-  values_ = allocate(rows * view_.rows.row_bytes, num_experts);
-  scales_ = some(kind != ScaleKind::kNone, rows * groups * scale_kind_bytes(kind));
+  if (order == FragmentOrder::kRowMajor) {
+    values_ = allocate(rows * view_.rows.row_bytes, num_experts);
+    scales_ = some(kind != ScaleKind::kNone, rows * groups * scale_kind_bytes(kind));
+  } else {
+    const FragmentLayout layout =
+        fragment_layout(order, example.format, stored_width == 0 ? kFragmentCols : stored_width,
+                        rows, example.cols);
+    view_.fragments = layout;
+    values_ = allocate(layout.bytes(), num_experts);
+    row_scales_ = allocate(rows * 4, num_experts);
+    staged_rows_ = DeviceBuffer(rows * view_.rows.row_bytes);
+    staged_scales_ = DeviceBuffer(rows * groups * layout.scale_bytes);
+    device_spread_ = DeviceBuffer(sizeof(ScaleSpread));
+    device_spread_.copy_from_host(0, &spread_, sizeof(ScaleSpread));
+  }
   zero_points_ = some(!example.zero_points.empty(), rows * groups);
   group_index_ = some(!example.group_index.empty(), halves * example.cols * 4);
   smooth_ = some(!example.smooth_scales.empty(), example.cols * 4);
@@ -115,6 +152,7 @@ PackedMatrices::PackedMatrices(const WeightMatrix& example, int32_t halves, bool
   view_.expert_bytes = values_.expert_bytes;
   view_.rows.scales = scales_.memory.data();
   view_.expert_scales = rows * groups;
+  view_.row_scales = row_scales_.memory.as<const float>();
   view_.zero_points = zero_points_.memory.as<const uint8_t>();
   view_.group_index = group_index_.memory.as<const int32_t>();
   view_.smooth_scales = smooth_.memory.as<const float>();
@@ -124,8 +162,8 @@ PackedMatrices::PackedMatrices(const WeightMatrix& example, int32_t halves, bool
 
 int64_t PackedMatrices::bytes() const {
   int64_t sum = 0;
-  for (const Part* part :
-       {&values_, &scales_, &zero_points_, &group_index_, &smooth_, &global_, &bias_}) {
+  for (const Part* part : {&values_, &scales_, &row_scales_, &zero_points_, &group_index_, &smooth_,
+                           &global_, &bias_}) {
     sum += part->memory.bytes();
   }
   return sum;
@@ -148,21 +186,37 @@ void PackedMatrices::pack(int64_t expert, const std::vector<WeightMatrix>& matri
                          expert, "zero points, group index, smooth or global scales");
   }
   // fill(half, source row, destination of the packed row); rows of the halves alternate.
-  const auto upload = [&](const Part& part, int64_t num_rows, int64_t row_bytes, auto fill) {
-    if (part.memory.bytes() == 0) return;
-    staging_.assign(static_cast<size_t>(part.expert_bytes), 0);
+  const auto stage = [&](const DeviceBuffer& to, int64_t offset, int64_t bytes, int64_t num_rows,
+                         int64_t row_bytes, auto fill) {
+    if (bytes == 0) return;
+    staging_.assign(static_cast<size_t>(bytes), 0);
     for (int64_t r = 0; r < num_rows; ++r) {
       fill(static_cast<size_t>(r % halves), r / halves, staging_.data() + r * row_bytes);
     }
-    part.memory.copy_from_host(expert * part.expert_bytes, staging_.data(), part.expert_bytes);
+    to.copy_from_host(offset, staging_.data(), bytes);
+  };
+  const auto upload = [&](const Part& part, int64_t num_rows, int64_t row_bytes, auto fill) {
+    stage(part.memory, expert * part.expert_bytes, part.memory.bytes() == 0 ? 0 : part.expert_bytes,
+          num_rows, row_bytes, fill);
   };
   const int64_t rows = view_.num_rows;
-  const int64_t scale_bytes = groups * scale_kind_bytes(view_.rows.scale_kind);
-  upload(values_, rows, view_.rows.row_bytes,
-         [&](size_t h, int64_t r, char* to) { copy_values(matrices[h], r, to); });
-  upload(scales_, rows, scale_bytes, [&](size_t h, int64_t r, char* to) {
-    copy_scales(matrices[h], r, groups, view_.rows.scale_kind, to);
+  const int64_t row_bytes = view_.rows.row_bytes;
+  const auto fill_values = [&](size_t h, int64_t r, char* to) { copy_values(matrices[h], r, to); };
+  upload(global_, halves, 4, [&](size_t h, int64_t, char* to) {
+    std::memcpy(to, &matrices[h].global_scale, sizeof(float));
   });
+  if (view_.fragments.order != FragmentOrder::kRowMajor) {
+    stage(staged_rows_, 0, staged_rows_.bytes(), rows, row_bytes, fill_values);
+    stage(staged_scales_, 0, staged_scales_.bytes(), rows, staged_scales_.bytes() / rows,
+          [&](size_t h, int64_t r, char* to) { copy_stored_scales(matrices[h], r, groups, to); });
+    pack_fragments(expert);
+  } else {
+    upload(values_, rows, row_bytes, fill_values);
+    upload(scales_, rows, groups * scale_kind_bytes(view_.rows.scale_kind),
+           [&](size_t h, int64_t r, char* to) {
+             copy_scales(matrices[h], r, groups, view_.rows.scale_kind, to);
+           });
+  }
   upload(zero_points_, rows, groups,
          [&](size_t h, int64_t r, char* to) { copy_zero_points(matrices[h], r, groups, to); });
   const int64_t cols = view_.num_cols;
@@ -179,14 +233,43 @@ void PackedMatrices::pack(int64_t expert, const std::vector<WeightMatrix>& matri
       std::memcpy(to + c * 4, &value, sizeof(value));
     }
   });
-  upload(global_, halves, 4, [&](size_t h, int64_t, char* to) {
-    std::memcpy(to, &matrices[h].global_scale, sizeof(float));
-  });
   upload(bias_, rows, 4, [&](size_t h, int64_t r, char* to) {
     const TensorView& bias = biases[h];
     const float value = bias.empty() ? 0.0f : load_as_f32(bias.data, bias.type, r * bias.stride(0));
     std::memcpy(to, &value, sizeof(value));
   });
+}
+
+void PackedMatrices::pack_fragments(int64_t expert) {
+  const FragmentLayout& layout = view_.fragments;
+  cuda::pack_fragments(
+      {.layout = layout,
+       .num_rows = view_.num_rows,
+       .num_cols = view_.num_cols,
+       .codes = staged_rows_.as<const uint8_t>(),
+       .row_bytes = view_.rows.row_bytes,
+       .scales = staged_scales_.as<const uint8_t>(),
+       .num_groups = view_.rows.num_groups,
+       .group_size = view_.rows.group_size,
+       .global_scales =
+           view_.global_scales == nullptr ? nullptr : view_.global_scales + expert * view_.halves,
+       .halves = view_.halves,
+       .blocks = values_.memory.as<uint8_t>() + expert * values_.expert_bytes,
+       .row_scales = row_scales_.memory.as<float>() + expert * view_.num_rows,
+       .spread = device_spread_.as<ScaleSpread>()},
+      nullptr);
+}
+
+void PackedMatrices::finish(const char* name) {
+  staging_ = {};
+  if (view_.fragments.order == FragmentOrder::kRowMajor) return;
+  check(cudaMemcpy(&spread_, device_spread_.data(), sizeof(spread_), cudaMemcpyDeviceToHost),
+        "cudaMemcpy");
+  staged_rows_ = {}, staged_scales_ = {}, device_spread_ = {};
+  if (spread_.not_numbers == 0) return;
+  throw Error(ErrorCode::kInvalidArgument,
+              fmt::format("{} has {} scales that are not a number; weights must be finite", name,
+                          spread_.not_numbers));
 }
 
 }  // namespace switchyard::cuda

@@ -5,24 +5,35 @@
 #include <vector>
 
 #include "cuda/device_buffer.h"
+#include "cuda/pack_fragments.h"
 #include "cuda/stored_rows.h"
 #include "switchyard/weights.h"
 
 namespace switchyard::cuda {
+
+/// Whether matrices stored like `example` can be kept in fragment order.
+bool has_fragment_order(const WeightMatrix& example);
 
 /// One matrix (or a gate/up pair, rows alternating) per expert.
 class PackedMatrices {
  public:
   PackedMatrices() = default;
   /// Allocates for num_experts matrices shaped and stored like `example` (halves: 2 when the first
-  /// is a gate). Everything that only some matrices may have is decided by the example.
-  PackedMatrices(const WeightMatrix& example, int32_t halves, bool has_bias, int64_t num_experts);
+  /// is a gate). Everything that only some matrices may have is decided by the example. An order
+  /// other than kRowMajor needs has_fragment_order(example).
+  PackedMatrices(const WeightMatrix& example, int32_t halves, bool has_bias, int64_t num_experts,
+                 FragmentOrder order = FragmentOrder::kRowMajor);
 
   /// `matrices` holds `halves` of them, `biases` likewise (empty views: 0).
   void pack(int64_t expert, const std::vector<WeightMatrix>& matrices,
             const std::vector<TensorView>& biases);
 
+  /// After the last expert. Throws when a scale was not a number; `name` is the matrix's.
+  void finish(const char* name);
+
   const WeightRows& rows() const { return view_; }
+  /// Of a layer in fragment order, once finished.
+  const ScaleSpread& spread() const { return spread_; }
   bool has_smooth_scales() const { return view_.smooth_scales != nullptr; }
   int64_t bytes() const;
 
@@ -32,9 +43,14 @@ class PackedMatrices {
     int64_t expert_bytes = 0;
   };
   Part allocate(int64_t expert_bytes, int64_t num_experts) const;
+  void pack_fragments(int64_t expert);
 
   WeightRows view_{};
   Part values_, scales_, zero_points_, group_index_, smooth_, global_, bias_;
+  Part row_scales_;
+  /// Fragment order: one expert's rows and scales on the device until they are in order.
+  DeviceBuffer staged_rows_, staged_scales_, device_spread_;
+  ScaleSpread spread_{};
   std::vector<char> staging_;
 };
 

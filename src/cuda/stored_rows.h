@@ -4,6 +4,7 @@
 
 #include <cstdint>
 
+#include "core/fragment_layout.h"
 #include "core/math.h"
 #include "switchyard/layer_spec.h"
 
@@ -44,6 +45,9 @@ struct StoredRows {
 /// Packed weights of all experts on the device; gate and up rows alternate when there are both.
 struct WeightRows {
   StoredRows rows{};  ///< of expert 0
+  /// Unless kRowMajor: rows.values are blocks in fragment order, scales among them.
+  FragmentLayout fragments{};
+  const float* row_scales = nullptr;  ///< fragments: [E][num_rows]
   int64_t expert_bytes = 0;
   int64_t expert_scales = 0;             ///< scales of one expert
   const uint8_t* zero_points = nullptr;  ///< shaped like the scales; null: 8

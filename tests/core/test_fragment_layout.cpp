@@ -199,6 +199,15 @@ TEST(FragmentConvert, Fp8IsExactForEveryCodeAndStep) {
   }
 }
 
+TEST(FragmentConvert, AddingGivesTheSameTables) {
+  for (int down = 0; down <= kMaxAddedSteps; ++down) {
+    const uint8_t byte = mx_scale_byte(FragmentOrder::kFp8, down);
+    const Fp8Table table = added_fp8_table(byte);
+    EXPECT_EQ(table.low, kFp8Tables[byte / 8].low);
+    EXPECT_EQ(table.high, kFp8Tables[byte / 8].high);
+  }
+}
+
 TEST(FragmentConvert, Bf16IsExactForEveryCodeAndStep) {
   for (int down = 0; down <= max_steps_down(FragmentOrder::kBf16); ++down) {
     const uint8_t byte = mx_scale_byte(FragmentOrder::kBf16, down);

@@ -1,0 +1,161 @@
+// One thread block packs 64 rows: it finds each row's largest scale, then walks the columns.
+
+#include "core/block_quantize.h"
+#include "cuda/launch.cuh"
+#include "cuda/pack_fragments.h"
+
+namespace switchyard::cuda {
+namespace {
+
+constexpr int kGroupBytes = 16;  // codes of an MX block
+constexpr int kWordsPerThread = 4;
+
+struct Tile {
+  uint8_t codes[kFragmentRows][kFragmentCols / 2];
+  uint8_t largest[kFragmentRows];  // E8M0 byte
+  bool wide[kFragmentRows];
+};
+
+__device__ bool has_nonzero(const uint8_t* block) {
+  const uint4 w = *reinterpret_cast<const uint4*>(block);
+  return ((w.x | w.y | w.z | w.w) & 0x77777777u) != 0;
+}
+
+/// kMxfp4: two threads find the largest scale of a row and how far the others lie below it.
+__device__ void scan_row(const FragmentPackJob& job, Tile& tile, int row, int half,
+                         int64_t global) {
+  int largest = -1, smallest = 255;
+  if (global < job.num_rows) {
+    for (int g = half; g < job.num_groups; g += 2) {
+      const int byte = job.scales[global * job.num_groups + g];
+      if (byte == 255) atomicAdd(&job.spread->not_numbers, 1u);
+      if (!has_nonzero(job.codes + global * job.row_bytes + g * kGroupBytes)) continue;
+      largest = max(largest, byte);
+      smallest = min(smallest, byte);
+    }
+  }
+  largest = max(largest, __shfl_xor_sync(~0u, largest, 1));
+  smallest = min(smallest, __shfl_xor_sync(~0u, smallest, 1));
+  if (half != 0) return;
+  if (largest < 0) largest = smallest = 127;  // a row of zeros
+  const int spread = largest - smallest;
+  tile.largest[row] = static_cast<uint8_t>(largest);
+  tile.wide[row] = spread > max_steps_down(job.layout.order);
+  if (global >= job.num_rows) return;
+  job.row_scales[global] =
+      tile.wide[row]
+          ? -1.0f
+          : power_of_two(mx_row_exponent(job.layout.order, static_cast<uint8_t>(largest)));
+  atomicAdd(&job.spread->rows[min(spread, ScaleSpread::kBins - 1)], 1u);
+  if (tile.wide[row]) atomicAdd(&job.spread->wide, 1u);
+}
+
+__device__ int group_of(const FragmentPackJob& job, int64_t col) {
+  return job.group_size == 0 ? 0 : static_cast<int>(col / job.group_size);
+}
+
+/// Code of (row, col) of the block at column `first_col`, as it is stored in fragments.
+__device__ uint32_t code_at(const FragmentPackJob& job, const Tile& tile, int row, int col,
+                            int64_t global_row, int64_t first_col) {
+  const Format format = job.layout.format;
+  if (global_row >= job.num_rows || first_col + col >= job.num_cols) return zero_code(format);
+  uint32_t code = tile.codes[row][col / 2] >> (col % 2 * 4) & 15u;
+  if (format == Format::kNvfp4) {
+    const uint8_t scale = job.scales[global_row * job.num_groups + group_of(job, first_col + col)];
+    code = (scale & 0x7fu) == 0 ? 0u : code ^ (scale >> 4 & 8u);
+  }
+  return code;
+}
+
+__device__ void pack_codes(const FragmentPackJob& job, const Tile& tile, int thread,
+                           int64_t first_row, int64_t first_col, uint8_t* block) {
+  const FragmentOrder order = job.layout.order;
+  const Format format = job.layout.format;
+  uint32_t words[kWordsPerThread] = {};
+  for (int row = thread / 4 * 2; row < thread / 4 * 2 + 2; ++row) {
+    for (int run = 0; run < kFragmentCols; run += code_run(order)) {
+      const int word = code_place(order, format, row, run).word;
+      if (word / kWordsPerThread != thread) continue;
+      for (int col = run; col < run + code_run(order); ++col) {
+        const uint32_t code = placed_code(code_at(job, tile, row, col, first_row + row, first_col),
+                                          code_place(order, format, row, col));
+#pragma unroll
+        for (int w = 0; w < kWordsPerThread; ++w) {
+          words[w] |= word % kWordsPerThread == w ? code : 0u;
+        }
+      }
+    }
+  }
+  reinterpret_cast<uint4*>(block)[thread] = make_uint4(words[0], words[1], words[2], words[3]);
+}
+
+/// Byte of an MX block, zeros as if they had the largest scale.
+__device__ uint8_t mx_byte(const FragmentPackJob& job, const Tile& tile, int row, int col,
+                           uint8_t e8m0) {
+  if (tile.wide[row]) return e8m0;
+  const bool zeros = !has_nonzero(&tile.codes[row][col / 2]);
+  return mx_scale_byte(job.layout.order, zeros ? 0 : tile.largest[row] - e8m0);
+}
+
+__device__ void pack_scales(const FragmentPackJob& job, const Tile& tile, int thread,
+                            int64_t first_row, int64_t first_col, uint8_t* block) {
+  const FragmentLayout& layout = job.layout;
+  const int count = kFragmentRows * layout.scales_per_row();
+  for (int i = thread; i < count; i += kFragmentThreads) {
+    const int row = i / layout.scales_per_row();
+    const int col = i % layout.scales_per_row() * layout.scale_cols;
+    uint8_t* to = block + scale_place(layout, row, col);
+    const bool inside = first_row + row < job.num_rows && first_col + col < job.num_cols;
+    const int64_t from =
+        inside ? (first_row + row) * job.num_groups + group_of(job, first_col + col) : 0;
+    if (layout.format == Format::kInt4) {
+      *reinterpret_cast<uint16_t*>(to) =
+          inside ? reinterpret_cast<const uint16_t*>(job.scales)[from] : uint16_t{0};
+    } else if (layout.format == Format::kNvfp4) {
+      if (inside && (job.scales[from] & 0x7fu) == 0x7fu) atomicAdd(&job.spread->not_numbers, 1u);
+      *to = inside ? nvfp4_scale_byte(job.scales[from]) : uint8_t{0};
+    } else {
+      *to =
+          inside ? mx_byte(job, tile, row, col, job.scales[from]) : mx_scale_byte(layout.order, 0);
+    }
+  }
+}
+
+__global__ void __launch_bounds__(kFragmentThreads)
+    pack_fragments_kernel(const __grid_constant__ FragmentPackJob job) {
+  __shared__ alignas(16) Tile tile;
+  const int thread = static_cast<int>(threadIdx.x);
+  const int row = thread / 2, half = thread % 2;
+  const int64_t first_row = int64_t{blockIdx.x} * kFragmentRows;
+  if (job.layout.format == Format::kMxfp4) {
+    scan_row(job, tile, row, half, first_row + row);
+  } else if (half == 0 && first_row + row < job.num_rows) {
+    const int64_t global = first_row + row;
+    const float scale =
+        job.global_scales != nullptr ? job.global_scales[global % job.halves] : 1.0f;
+    job.row_scales[global] = job.layout.format == Format::kNvfp4 ? scale * kNvfp4RowScale : scale;
+  }
+  for (int64_t col = 0; col < job.layout.padded_cols(); col += kFragmentCols) {
+    __syncthreads();
+    const int64_t byte = col / 2 + half * kGroupBytes;
+    const bool inside = first_row + row < job.num_rows && byte < job.row_bytes;
+    *reinterpret_cast<uint4*>(&tile.codes[row][half * kGroupBytes]) =
+        inside
+            ? *reinterpret_cast<const uint4*>(job.codes + (first_row + row) * job.row_bytes + byte)
+            : uint4{};
+    __syncthreads();
+    uint8_t* block = job.blocks + fragment_block(job.layout, first_row, col);
+    pack_codes(job, tile, thread, first_row, col, block);
+    pack_scales(job, tile, thread, first_row, col, block);
+  }
+}
+
+}  // namespace
+
+void pack_fragments(const FragmentPackJob& job, cudaStream_t stream) {
+  launch(pack_fragments_kernel,
+         {.grid = dim3(static_cast<unsigned>(job.layout.row_blocks)), .block = kFragmentThreads},
+         stream, job);
+}
+
+}  // namespace switchyard::cuda
