@@ -16,17 +16,19 @@
 //     static constexpr bool kBlockScales;   // token and weight scales per 128 columns: a step has
 //                                           // kTokenBlocks of each (see Step::scales)
 //     struct Args;                          // trivially copyable part of the kernel's parameters
-//     // One thread: starts copies of exactly kStepBytes that complete on `full`.
-//     static void load(const Args&, char* to, int expert, int row_block, int k_step, uint64_t*
-//     full);
+//     static constexpr bool kRowPairs;      // a thread's accumulators are rows 2 g, 2 g + 1 of 16,
+//                                           // not g, g + 8
+//     // One thread: starts copies of kStepBytes that complete on `full`; or of step_bytes(const
+//     // Args&, int k_step), where the Operand has that.
+//     static void load(const Args&, char* to, int expert, int row_block, int k_step,
+//                      uint64_t* full);
 //     // The warpgroup: sum (+)= weights . tokens^T, finished on return (all reads of the slot
-//     too). template <int kN> static void multiply(const Step&, bool accumulate, Word (&sum)[kN /
-//     2]);
+//     too). template <int kN> static void multiply(const Args&, const Step&, bool accumulate, Word
+//     (&sum)[kN / 2]);
 //   };
 //
 // Scales per row (weights) and per row (tokens) are applied after the sum. Instantiate with
-// launch_decode<Operand>; 4-bit weights are another Operand: load() is one bulk copy of the step's
-// blobs, multiply() converts to registers and uses Wgmma::rs.
+// launch_decode<Operand>.
 
 #include "core/activation.h"
 #include "core/expert_sort.h"
@@ -58,6 +60,7 @@ struct Step {
   /// kBlockScales: [block of 128 columns][unit_size tokens, then gate row, up row]
   const float* scales;
   int unit_size;
+  int k_step;
 
   __device__ uint64_t token_descriptor(int block) const {
     return swizzled_128_descriptor(tokens + static_cast<uint32_t>(block) * token_block_bytes);
@@ -198,6 +201,16 @@ class TokenLoader {
   int num_rows_ = 0;
 };
 
+/// kStepBytes, or what the Operand says of this step.
+template <class Operand>
+__device__ uint32_t step_bytes(const typename Operand::Args& weights, int k_step) {
+  if constexpr (requires { Operand::step_bytes(weights, k_step); }) {
+    return Operand::step_bytes(weights, k_step);
+  } else {
+    return Operand::kStepBytes;
+  }
+}
+
 template <class Operand>
 __device__ void produce(const DecodeParams<Operand>& p, const LaneMemory<Operand>& memory,
                         int lane_id) {
@@ -213,7 +226,7 @@ __device__ void produce(const DecodeParams<Operand>& p, const LaneMemory<Operand
         expert = a.sorted_expert_ids[block];
       }
       uint64_t* full = memory.full + ahead.slot;
-      barrier_expect(full, Operand::kStepBytes);
+      barrier_expect(full, step_bytes<Operand>(p.weights, ahead.k_step()));
       Operand::load(p.weights, memory.ring + ahead.slot * p.shared.slot_bytes, expert,
                     ahead.row_block, ahead.k_step(), full);
     }
@@ -368,12 +381,14 @@ class Consumer {
       fence_async_shared();  // tokens came by cp.async
       const char* weights = memory_.ring + slot * p_.shared.slot_bytes;
       Operand::template multiply<kN>(
+          p_.weights,
           {.weights = weights,
            .tokens = shared_address(weights) +
                      static_cast<uint32_t>(p_.shared.slot_bytes - p_.shared.token_bytes),
            .token_block_bytes = static_cast<uint32_t>(a_.unit_size) * 128,
            .scales = memory_.scales + slot * (p_.shared.scale_bytes / 4),
-           .unit_size = a_.unit_size},
+           .unit_size = a_.unit_size,
+           .k_step = walk_.k_step()},
           step != 0, sum);
       __syncwarp();
       if (thread_ % 32 == 0) barrier_arrive(memory_.empty + slot);
@@ -456,7 +471,7 @@ class Consumer {
   /// tile[token - first][row] of kDecodeTileTokens tokens.
   template <int kN>
   __device__ void store_tile(int first, const Sum<kN>& total) const {
-    const int row = thread_ / 32 * 16 + thread_ % 32 / 4;
+    const int row = thread_ / 32 * 16 + thread_ % 32 / 4 * (Operand::kRowPairs ? 2 : 1);
     const int token = thread_ % 4 * 2;
     float* to = memory_.tile + token * kDecodeTilePitch + row;
     asm volatile("" : "+l"(to));  // else the compiler keeps all addresses over the whole loop
@@ -464,7 +479,8 @@ class Consumer {
     for (int i = 0; i < kN / 2; ++i) {
       const int at = i / 4 * 8 + i % 2 - first;
       if (at < 0 || at >= kDecodeTileTokens) continue;
-      to[at * kDecodeTilePitch + i / 2 % 2 * 8] = static_cast<float>(total[i]);
+      to[at * kDecodeTilePitch + i / 2 % 2 * (Operand::kRowPairs ? 1 : 8)] =
+          static_cast<float>(total[i]);
     }
   }
 

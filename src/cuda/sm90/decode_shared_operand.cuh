@@ -15,6 +15,7 @@ struct SharedOperand {
   static constexpr int kStepBytes = kTokenBlocks * kBlockBytes;
   static constexpr int kChunkSteps = kDecodeChunkSteps;
   static constexpr bool kBlockScales = kScaled;
+  static constexpr bool kRowPairs = false;
   static constexpr int kBlockColumns = kType == MmaType::kBf16 ? 64 : 128;
   struct Args {
     CUtensorMap map;  ///< [E][rows][K], boxes of 64 rows x 128 bytes
@@ -30,7 +31,7 @@ struct SharedOperand {
   }
 
   template <int kN>
-  __device__ static void multiply(const Step& step, bool accumulate,
+  __device__ static void multiply(const Args&, const Step& step, bool accumulate,
                                   typename Wgmma<kType, kN>::Accumulator& sum) {
     const uint64_t weights = swizzled_128_descriptor(shared_address(step.weights));
     if constexpr (kScaled) {
