@@ -32,6 +32,7 @@ __device__ bool pick_row(const QuantizeJob& job, int64_t r, Row& row) {
     if (packed_slot(packed) >= job.top_k) return false;
     row.output = token * job.top_k + packed_slot(packed);
     row.input = job.input_per_pair ? row.output : token;
+    if (job.rows_stay_sorted) row.input = row.output = r;
     row.channel_scale += job.sorted_expert_ids[r / job.unit_size] * job.channel_scale_stride;
     return true;
   }

@@ -25,6 +25,7 @@ struct QuantizeJob {
   int32_t unit_size = 1;
   int32_t top_k = 1;
   bool input_per_pair = false;
+  bool rows_stay_sorted = false;  ///< a pair in sorted row r is input and output row r
 
   const float* channel_scale = nullptr;  ///< [cols], one per expert when sorted, or null
   int64_t channel_scale_stride = 0;      ///< floats from one expert to the next

@@ -78,7 +78,7 @@ TEST(GpuLayer, ModelFamilies) {
         const DeviceTensor x(hidden), y(Buffer(type, {t, spec.hidden_size}));
         const cuda::DeviceBuffer workspace = test::device_workspace(layers.gpu.workspace_bytes(t));
         layers.gpu.forward({.hidden_states = x, .output = y}, test::workspace_of(workspace));
-        EXPECT_TRUE(test::within(y.fetch(), want, error_bound(spec, BackendKind::kCpu, type)));
+        EXPECT_TRUE(test::within(y.fetch(), want, error_bound(spec, BackendKind::kCuda, type)));
       }
     }
   }
@@ -139,7 +139,7 @@ TEST(GpuLayer, GraphReplaysWithAnotherTokenCountAndInput) {
     std::memcpy(live.view().data, hidden.view().data, static_cast<size_t>(live.bytes()));
     EXPECT_TRUE(test::within(TensorView::contiguous(got.view().data, DataType::kBf16, {n, width}),
                              layers.expected(live),
-                             error_bound(spec, BackendKind::kCpu, DataType::kBf16)));
+                             error_bound(spec, BackendKind::kCuda, DataType::kBf16)));
   }
 }
 
@@ -171,7 +171,7 @@ TEST(GpuLayer, StreamsWithTheirOwnWorkspacesDoNotMeet) {
   }
   for (size_t s = 0; s < kStreams; ++s) {
     EXPECT_TRUE(test::within(y[s].fetch(), layers.expected(hidden[s]),
-                             error_bound(spec, BackendKind::kCpu, DataType::kBf16)));
+                             error_bound(spec, BackendKind::kCuda, DataType::kBf16)));
     cuda::check(cudaStreamDestroy(streams[s]), "cudaStreamDestroy");
   }
 }

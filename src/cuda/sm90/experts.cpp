@@ -1,0 +1,396 @@
+#include "cuda/sm90/experts.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+
+#include "core/cost_model.h"
+#include "core/expert_sort.h"
+#include "core/scale_layout.h"
+#include "cuda/check.h"
+#include "cuda/combine.h"
+#include "cuda/quantize.h"
+#include "cuda/sort.h"
+
+namespace switchyard::cuda::sm90 {
+namespace {
+
+/// Pairs of a chunk: expert outputs of H = 7168 stay below 4 GB, and a chunk of a large model has
+/// a thousand rows per expert, so its weights are read again at no cost beside the products.
+constexpr int64_t kChunkPairs = int64_t{1} << 18;
+/// The sums of INT8 products stay exact in s32.
+constexpr int64_t kMaxInt8Columns = (int64_t{1} << 31) / (128 * 128) - 1;
+
+int64_t chunk_tokens(int64_t max_tokens, int64_t top_k) {
+  return std::min(max_tokens, std::max<int64_t>(kChunkPairs / top_k, 1));
+}
+
+bool plain_values(const WeightRows& w) {
+  return w.zero_points == nullptr && w.group_index == nullptr && w.global_scales == nullptr;
+}
+
+/// Rows begin on 16 bytes, and so do columns that a thread copies or stores.
+bool aligned_columns(const WeightRows& w) {
+  return w.num_cols * element_bits(w.rows.format) / 8 % 16 == 0 && w.num_rows / w.halves % 8 == 0;
+}
+
+const char* why_unsupported_matrices(const PackedMatrices& packed, ActivationFormat activations) {
+  const WeightRows& w = packed.rows();
+  const ActivationStorage storage = activation_storage(activations);
+  const bool rounds = activations != ActivationFormat::kNone;
+  if (!plain_values(w)) return "weights with zero points, a group index or global scales";
+  if (!aligned_columns(w)) return "rows are not multiples of 16 bytes";
+  switch (w.rows.format) {
+    case Format::kBf16: return rounds ? "bf16 weights meet bf16 activations only" : nullptr;
+    case Format::kFp8E4m3:
+      if (!rounds || storage.format != Format::kFp8E4m3) {
+        return "FP8 weights meet FP8 activations only";
+      }
+      return w.rows.num_groups == 1 || w.rows.group_size == 128
+                 ? nullptr
+                 : "FP8 scales are neither per row nor per 128 columns";
+    case Format::kInt8:
+      if (activations != ActivationFormat::kInt8PerToken &&
+          activations != ActivationFormat::kInt8PerSlot) {
+        return "INT8 weights meet INT8 activations per token or slot only";
+      }
+      if (w.rows.num_groups != 1) return "INT8 scales are not per row";
+      return w.num_cols > kMaxInt8Columns ? "INT8 sums could leave s32" : nullptr;
+    default: return "no kernel for many rows per expert in this weight format";
+  }
+}
+
+}  // namespace
+
+const char* Sm90Experts::why_unsupported(const LayerSpec& spec, const PackedMatrices& gate_up,
+                                         const PackedMatrices& down) {
+  const ActivationFormat activations = resolved_activation_format(spec, BackendKind::kCuda);
+  const char* why = why_unsupported_matrices(gate_up, activations);
+  return why != nullptr ? why : why_unsupported_matrices(down, activations);
+}
+
+Sm90Experts::Sm90Experts(const LayerSpec& spec, const PackedMatrices& gate_up,
+                         const PackedMatrices& down, int device)
+    : spec_(spec),
+      activations_(resolved_activation_format(spec, BackendKind::kCuda)),
+      device_(device) {
+  prepare(gate_up_, gate_up);
+  prepare(down_, down);
+}
+
+void Sm90Experts::prepare(Sm90Matrices& matrices, const PackedMatrices& packed) const {
+  matrices.rows = packed.rows();
+  const ActivationStorage storage = activation_storage(activations_);
+  const StoredRows input{.group_size = static_cast<int32_t>(storage.scale_block.cols)};
+  matrices.scaling = scaling_of(input, matrices.rows);
+  if (matrices.scaling != Scaling::kBlock || matrices.rows.rows.num_groups == 1) return;
+  const int64_t count = block_scale_count(matrices.rows, spec_.num_experts);
+  matrices.block_scales = DeviceBuffer(count * static_cast<int64_t>(sizeof(float)));
+  const DeviceBuffer mixed(sizeof(int32_t));
+  int32_t is_mixed = 0;
+  mixed.copy_from_host(0, &is_mixed, sizeof(is_mixed));
+  block_scale_table(matrices.rows, spec_.num_experts, matrices.block_scales.as<float>(),
+                    mixed.as<int32_t>(), {});
+  check(cudaMemcpy(&is_mixed, mixed.data(), sizeof(is_mixed), cudaMemcpyDeviceToHost),
+        "cudaMemcpy");
+  if (is_mixed != 0) {
+    throw Error(ErrorCode::kUnsupported, "weight scales do not follow blocks of 128 x 128");
+  }
+}
+
+const char* Sm90Experts::why_unsupported(DataType hidden_states, DataType /*output*/) const {
+  if (activations_ != ActivationFormat::kNone) return nullptr;  // the quantiser takes any type
+  return hidden_states == DataType::kBf16 ? nullptr : "bf16 weights meet bf16 hidden states only";
+}
+
+GroupedGemmConfig Sm90Experts::select_config(int64_t /*num_tokens*/, int64_t /*top_k*/) const {
+  return configs_of(gate_up_.rows.rows.format, gate_up_.scaling).front();
+}
+
+Sm90Workspace Sm90Experts::layout(int64_t max_tokens, int64_t top_k) const {
+  constexpr int64_t kMaxUnit = 192;
+  const int64_t inner = spec_.intermediate_size;
+  const int64_t width = spec_.expert_width();
+  Sm90Workspace w;
+  w.chunk_tokens = chunk_tokens(max_tokens, top_k);
+  const int64_t pairs = w.chunk_tokens * top_k;
+  const int64_t rows = sort_capacity(w.chunk_tokens, top_k, spec_.num_experts, kMaxUnit);
+  WorkspaceCarver carver;
+  w.sorted_ids = carver.take(rows * 4);
+  w.sorted_weights = carver.take(rows * 4);
+  w.sorted_expert_ids = carver.take(ceil_div<int64_t>(rows, kGemmWaveRows) * 4);
+  w.num_valid_ids = carver.take(8);
+  w.sort_scratch = carver.take(sort_scratch_bytes(w.chunk_tokens, top_k, spec_.num_experts));
+  if (activations_ != ActivationFormat::kNone) {
+    const ActivationStorage storage = activation_storage(activations_);
+    const auto take = [&](WorkspaceRegion& codes, WorkspaceRegion& scales, int64_t num_rows,
+                          int64_t cols) {
+      codes = carver.take(num_rows * padded_row_bytes(storage.format, cols));
+      scales = carver.take(num_rows * scale_cols(storage.scale_block, cols) * 4);
+    };
+    const bool per_pair = gate_up_.rows.smooth_scales != nullptr;
+    take(w.input_codes, w.input_scales, per_pair ? pairs : w.chunk_tokens, width);
+    take(w.hidden_codes, w.hidden_scales, rows, inner);
+  }
+  w.hidden = carver.take(rows * inner * 2);
+  w.expert_output = carver.take(pairs * width * 2);
+  w.bytes = carver.bytes();
+  return w;
+}
+
+int64_t Sm90Experts::workspace_bytes(int64_t max_tokens, int64_t top_k) const {
+  return layout(max_tokens, top_k).bytes;
+}
+
+Sm90Experts::Batch Sm90Experts::sort(const RunExpertsArgs& args, int64_t begin, int64_t num_tokens,
+                                     const Sm90Workspace& layout, Workspace workspace,
+                                     Stream stream) const {
+  const int64_t top_k = args.topk_ids.extent(1);
+  const GroupedGemmConfig config = select_config(num_tokens, top_k);
+  const int64_t capacity = sort_capacity(num_tokens, top_k, spec_.num_experts, config.block_m);
+  const TokenCount tokens{
+      .limit = num_tokens, .on_device = args.num_tokens.as<const int32_t>(), .skipped = begin};
+  SortJob job{.topk_ids = args.topk_ids.as<const int32_t>() + begin * top_k,
+              .tokens = tokens,
+              .top_k = static_cast<int32_t>(top_k),
+              .num_experts = static_cast<int32_t>(spec_.num_experts),
+              .unit_size = config.block_m,
+              .capacity = static_cast<int32_t>(capacity),
+              .num_blocks = static_cast<int32_t>(capacity / config.block_m),
+              .num_valid = 1,
+              .sorted_ids = layout.sorted_ids.in<int32_t>(workspace),
+              .sorted_weights = layout.sorted_weights.in<int32_t>(workspace),
+              .sorted_expert_ids = layout.sorted_expert_ids.in<int32_t>(workspace),
+              .num_valid_ids = layout.num_valid_ids.in<int32_t>(workspace)};
+  if (!args.topk_weights.empty()) {
+    job.topk_weights = args.topk_weights.as<const int32_t>() + begin * top_k;
+  }
+  cuda::sort(job, plan_sort(num_tokens, top_k, spec_.num_experts, config.block_m),
+             layout.sort_scratch.in(workspace), device_, stream);
+  return {.args = args,
+          .begin = begin,
+          .tokens = tokens,
+          .config = config,
+          .sorted = {.ids = job.sorted_ids,
+                     .experts = job.sorted_expert_ids,
+                     .num_valid = job.num_valid_ids,
+                     .weights = layout.sorted_weights.in<const float>(workspace),
+                     .num_blocks = job.num_blocks,
+                     .top_k = job.top_k},
+          .capacity = capacity,
+          .layout = layout,
+          .workspace = workspace,
+          .stream = stream};
+}
+
+namespace {
+
+/// Rows [begin, begin + count) of a [T, ...] tensor; empty stays empty.
+TensorView rows_of(TensorView tensor, int64_t begin, int64_t count) {
+  if (tensor.empty()) return tensor;
+  tensor.data = tensor.as<char>() + begin * tensor.stride(0) * element_bytes(tensor.type);
+  tensor.shape[0] = count;
+  return tensor;
+}
+
+/// Codes of rows of `cols` numbers, as the quantiser writes and the GEMM reads them.
+struct CodedRows {
+  QuantizeJob job;
+  StoredRows rows;
+};
+CodedRows coded_rows(ActivationFormat activations, int64_t cols, void* codes, void* scales) {
+  const ActivationStorage storage = activation_storage(activations);
+  const bool per_tensor = storage.scale_block.rows == 0;
+  CodedRows coded;
+  coded.job = {.cols = cols,
+               .format = storage.format,
+               .scale_block = storage.scale_block,
+               .values = codes,
+               .value_row_bytes = padded_row_bytes(storage.format, cols),
+               .scales = scales,
+               .scale_type = DataType::kF32};
+  coded.rows = {
+      .format = storage.format,
+      .values = codes,
+      .row_bytes = coded.job.value_row_bytes,
+      .scale_kind = ScaleKind::kF32,
+      .scales = scales,
+      // No groups: every row starts at scale 0.
+      .num_groups = per_tensor ? 0 : static_cast<int32_t>(scale_cols(storage.scale_block, cols)),
+      .group_size = static_cast<int32_t>(storage.scale_block.cols)};
+  return coded;
+}
+
+}  // namespace
+
+StoredRows Sm90Experts::quantize_input(const Batch& batch, RowSource& source) const {
+  source = RowSource::kToken;
+  const TensorView input = rows_of(batch.args.hidden_states, batch.begin, batch.tokens.limit);
+  const int64_t cols = spec_.expert_width();
+  if (activations_ == ActivationFormat::kNone) {
+    return {.format = Format::kBf16, .values = input.data, .row_bytes = cols * 2};
+  }
+  CodedRows coded = coded_rows(activations_, cols, batch.layout.input_codes.in(batch.workspace),
+                               batch.layout.input_scales.in(batch.workspace));
+  QuantizeJob& job = coded.job;
+  job.input = input.data;
+  job.input_type = input.type;
+  job.num_input_rows = batch.tokens.limit;
+  job.rows = batch.tokens;
+  if (gate_up_.rows.smooth_scales != nullptr) {  // rows differ by expert
+    source = RowSource::kPair;
+    job.channel_scale = gate_up_.rows.smooth_scales;
+    job.channel_scale_stride = cols;
+    job.sorted_ids = batch.sorted.ids;
+    job.sorted_expert_ids = batch.sorted.experts;
+    job.num_valid_ids = batch.sorted.num_valid;
+    job.num_sorted = batch.capacity;
+    job.unit_size = batch.config.block_m;
+    job.top_k = batch.sorted.top_k;
+  }
+  quantize(job, batch.stream);
+  return coded.rows;
+}
+
+void Sm90Experts::gate_up(const Batch& batch, const StoredRows& input, RowSource source) const {
+  const DeviceFacts& facts = device_facts(device_);
+  GroupedGemmJob job{.sorted = batch.sorted,
+                     .source = source,
+                     .input = input,
+                     .num_input_rows = batch.tokens.limit,
+                     .weights = gate_up_.rows,
+                     .num_experts = spec_.num_experts,
+                     .block_scales = gate_up_.block_scale_data(),
+                     .activation = &spec_.activation,
+                     .weight_before_bias = spec_.weight_position == WeightPosition::kInput,
+                     .output = batch.layout.hidden.in(batch.workspace),
+                     .output_stride = spec_.intermediate_size};
+  grouped_gemm(job, batch.config, weight_map(gate_up_.rows, spec_.num_experts, batch.config),
+               facts.num_sms, batch.stream);
+}
+
+StoredRows Sm90Experts::quantize_hidden(const Batch& batch) const {
+  const int64_t cols = spec_.intermediate_size;
+  void* hidden = batch.layout.hidden.in(batch.workspace);
+  if (activations_ == ActivationFormat::kNone) {
+    return {.format = Format::kBf16, .values = hidden, .row_bytes = cols * 2};
+  }
+  CodedRows coded = coded_rows(activations_, cols, batch.layout.hidden_codes.in(batch.workspace),
+                               batch.layout.hidden_scales.in(batch.workspace));
+  QuantizeJob& job = coded.job;
+  job.input = hidden;
+  job.input_type = DataType::kBf16;
+  job.num_input_rows = batch.capacity;
+  job.sorted_ids = batch.sorted.ids;
+  job.sorted_expert_ids = batch.sorted.experts;
+  job.num_valid_ids = batch.sorted.num_valid;
+  job.num_sorted = batch.capacity;
+  job.unit_size = batch.config.block_m;
+  job.top_k = batch.sorted.top_k;
+  job.rows_stay_sorted = true;
+  job.channel_scale = down_.rows.smooth_scales;
+  job.channel_scale_stride = cols;
+  quantize(job, batch.stream);
+  return coded.rows;
+}
+
+void Sm90Experts::down(const Batch& batch, const StoredRows& hidden) const {
+  const DeviceFacts& facts = device_facts(device_);
+  GroupedGemmJob job{.sorted = batch.sorted,
+                     .source = RowSource::kSorted,
+                     .input = hidden,
+                     .num_input_rows = batch.capacity,
+                     .weights = down_.rows,
+                     .num_experts = spec_.num_experts,
+                     .block_scales = down_.block_scale_data(),
+                     .output_per_pair = true,
+                     .output = batch.layout.expert_output.in(batch.workspace),
+                     .output_stride = spec_.expert_width()};
+  if (spec_.weight_position == WeightPosition::kInput) job.sorted.weights = nullptr;
+  grouped_gemm(job, batch.config, weight_map(down_.rows, spec_.num_experts, batch.config),
+               facts.num_sms, batch.stream);
+}
+
+void Sm90Experts::combine(const Batch& batch) const {
+  const TensorView addend = rows_of(batch.args.addend, batch.begin, batch.tokens.limit);
+  const TensorView output = rows_of(batch.args.output, batch.begin, batch.tokens.limit);
+  cuda::combine(
+      {.expert_output = batch.layout.expert_output.in(batch.workspace),
+       .input_type = DataType::kBf16,
+       .topk_ids = batch.args.topk_ids.as<const int32_t>() + batch.begin * batch.sorted.top_k,
+       .num_experts = static_cast<int32_t>(spec_.num_experts),
+       .addend = addend.data,
+       .tokens = batch.tokens,
+       .top_k = batch.sorted.top_k,
+       .width = spec_.expert_width(),
+       .output = output.data,
+       .output_type = output.type},
+      batch.stream);
+}
+
+void Sm90Experts::run(const RunExpertsArgs& args, Workspace workspace, Stream stream) const {
+  const int64_t num_tokens = args.hidden_states.extent(0);
+  const Sm90Workspace places = layout(num_tokens, args.topk_ids.extent(1));
+  for (int64_t begin = 0; begin < num_tokens; begin += places.chunk_tokens) {
+    const int64_t count = std::min(places.chunk_tokens, num_tokens - begin);
+    const Batch batch = sort(args, begin, count, places, workspace, stream);
+    RowSource source;
+    const StoredRows input = quantize_input(batch, source);
+    gate_up(batch, input, source);
+    down(batch, quantize_hidden(batch));
+    combine(batch);
+  }
+}
+
+void Sm90Experts::plan(int64_t num_tokens, int64_t top_k, const MachineLimits& limits,
+                       Plan& plan) const {
+  const int64_t chunk = chunk_tokens(num_tokens, top_k);
+  const GroupedGemmConfig config = select_config(chunk, top_k);
+  const double touched = expected_distinct_experts(spec_.num_experts, top_k, num_tokens);
+  const auto pairs = static_cast<double>(num_tokens * top_k);
+  const auto tokens = static_cast<double>(num_tokens);
+  const auto width = static_cast<double>(spec_.expert_width());
+  const auto inner = static_cast<double>(spec_.intermediate_size);
+  const Format format = gate_up_.rows.rows.format;
+  const double code_bytes = element_bits(format) / 8;
+  const double rate = format == Format::kBf16   ? limits.bf16_gflops
+                      : format == Format::kInt8 ? limits.int8_gops
+                                                : limits.fp8_gflops;
+  const auto add = [&](const char* step, const char* kernel, const std::string& why, double bytes,
+                       double flops) {
+    plan.steps.push_back({.step = step,
+                          .kernel = kernel,
+                          .why = why,
+                          .bytes = bytes,
+                          .flops = flops,
+                          .predicted_us = predict_us(bytes, flops, limits.read_gbps, rate)});
+  };
+  add("sort", "sort", fmt::format("units of {} rows, a tile's height", config.block_m), pairs * 16,
+      0);
+  const bool rounds = activations_ != ActivationFormat::kNone;
+  if (rounds) {
+    add("quantize", "quantize", fmt::format("tokens to {}", to_string(activations_)),
+        tokens * width * (2 + code_bytes), 0);
+  }
+  const std::string tile =
+      fmt::format("{} x {} tiles, {} stages", config.block_m, config.block_n, config.num_stages);
+  const auto weight_bytes = [&](const Sm90Matrices& m) {
+    return touched * static_cast<double>(m.rows.expert_bytes);
+  };
+  const double matrices = spec_.activation.gated() ? 2 : 1;
+  add("gate_up", "sm90_grouped_gemm", tile + ", rows gathered by cp.async",
+      weight_bytes(gate_up_) + tokens * width * code_bytes + pairs * inner * 2,
+      2 * matrices * pairs * width * inner);
+  if (rounds) {
+    add("quantize", "quantize", fmt::format("intermediate to {}", to_string(activations_)),
+        pairs * inner * (2 + code_bytes), 0);
+  }
+  add("down", "sm90_grouped_gemm", tile + ", rows by the copy engine",
+      weight_bytes(down_) + pairs * inner * code_bytes + pairs * width * 2,
+      2 * pairs * width * inner);
+  add("combine", "combine", "f32 sum in slot order", pairs * width * 2 + tokens * width * 2,
+      2 * pairs * width);
+}
+
+}  // namespace switchyard::cuda::sm90

@@ -1,0 +1,82 @@
+#pragma once
+// The experts of a layer on Hopper: which kernels take a batch, and the steps in order.
+
+#include <optional>
+
+#include "core/activation_format.h"
+#include "core/workspace_layout.h"
+#include "cuda/device_buffer.h"
+#include "cuda/sm90/grouped_gemm.h"
+#include "cuda/token_count.h"
+#include "cuda/tuned_experts.h"
+
+namespace switchyard::cuda::sm90 {
+
+/// Where the intermediates of a call lie. A batch goes through in chunks of at most chunk_tokens.
+struct Sm90Workspace {
+  int64_t chunk_tokens = 0;
+  WorkspaceRegion sorted_ids, sorted_weights, sorted_expert_ids, num_valid_ids, sort_scratch;
+  WorkspaceRegion input_codes, input_scales;    // of quantised activations
+  WorkspaceRegion hidden;                       // [sorted rows, I] bf16
+  WorkspaceRegion hidden_codes, hidden_scales;  // [sorted rows, ...]
+  WorkspaceRegion expert_output;                // [pairs, W] bf16
+  int64_t bytes = 0;
+};
+
+/// One matrix multiplication of the layer: its weights and what was prepared for them once.
+struct Sm90Matrices {
+  WeightRows rows{};
+  DeviceBuffer block_scales;  ///< empty: a scale per weight row, or none
+  Scaling scaling = Scaling::kNone;
+  const float* block_scale_data() const { return block_scales.as<const float>(); }
+};
+
+class Sm90Experts final : public TunedExperts {
+ public:
+  /// Why there are no tuned kernels for this layer, or null.
+  static const char* why_unsupported(const LayerSpec& spec, const PackedMatrices& gate_up,
+                                     const PackedMatrices& down);
+  /// Throws kUnsupported when scales turn out not to follow 128 x 128 blocks.
+  Sm90Experts(const LayerSpec& spec, const PackedMatrices& gate_up, const PackedMatrices& down,
+              int device);
+
+  const char* why_unsupported(DataType hidden_states, DataType output) const override;
+  int64_t workspace_bytes(int64_t max_tokens, int64_t top_k) const override;
+  void plan(int64_t num_tokens, int64_t top_k, const MachineLimits& limits,
+            Plan& plan) const override;
+  void run(const RunExpertsArgs& args, Workspace workspace, Stream stream) const override;
+
+ private:
+  /// One chunk of a batch: what its steps have in common.
+  struct Batch {
+    const RunExpertsArgs& args;
+    int64_t begin;  ///< tokens before it
+    TokenCount tokens;
+    GroupedGemmConfig config;
+    SortedRows sorted;
+    int64_t capacity;  ///< sorted rows, padding included
+    const Sm90Workspace& layout;
+    Workspace workspace;
+    Stream stream;
+  };
+  Sm90Workspace layout(int64_t max_tokens, int64_t top_k) const;
+  GroupedGemmConfig select_config(int64_t num_tokens, int64_t top_k) const;
+  void prepare(Sm90Matrices& matrices, const PackedMatrices& packed) const;
+
+  // The steps, in order.
+  Batch sort(const RunExpertsArgs& args, int64_t begin, int64_t num_tokens,
+             const Sm90Workspace& layout, Workspace workspace, Stream stream) const;
+  /// The chunk's tokens in the activation format (or as they are), and how rows find theirs.
+  StoredRows quantize_input(const Batch& batch, RowSource& source) const;
+  void gate_up(const Batch& batch, const StoredRows& input, RowSource source) const;
+  StoredRows quantize_hidden(const Batch& batch) const;
+  void down(const Batch& batch, const StoredRows& hidden) const;
+  void combine(const Batch& batch) const;
+
+  LayerSpec spec_;
+  ActivationFormat activations_;
+  int device_;
+  Sm90Matrices gate_up_, down_;
+};
+
+}  // namespace switchyard::cuda::sm90

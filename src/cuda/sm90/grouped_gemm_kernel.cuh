@@ -1,0 +1,106 @@
+#pragma once
+// The prefill kernel: a persistent grid, one loading warpgroup, two or three that multiply.
+
+#include "cuda/launch.cuh"
+#include "cuda/sm90/grouped_gemm_epilogue.cuh"
+#include "cuda/sm90/grouped_gemm_mainloop.cuh"
+
+namespace switchyard::cuda::sm90 {
+
+template <class Traits>
+__device__ void consume_tiles(const GroupedGemmParams& p, const GroupedGemmRing<Traits>& ring,
+                              const GroupedTileScheduler& scheduler, int wave, int thread) {
+  GroupedGemmConsumer<Traits> consumer{p, ring, wave, thread};
+  for (int64_t t = blockIdx.x; t < scheduler.num_tiles(); t += gridDim.x) {
+    const GroupedTile tile = scheduler.tile(t);
+    const int64_t first_row =
+        static_cast<int64_t>(tile.row_block) * Traits::kBlockM + wave * kGemmWaveRows;
+    if (!is_pair(p.sorted.ids[first_row], p.sorted.top_k)) {
+      consumer.skip_tile();
+      continue;
+    }
+    const int32_t expert = p.sorted.experts[tile.row_block];
+    float sums[Traits::kAccumulators];
+    if constexpr (Traits::kScaling == Scaling::kBlock) {
+      const GroupedGemmEnd<Traits> rows(p, expert, tile.column, first_row, thread);
+      const float* scales[2];
+#pragma unroll
+      for (int h = 0; h < 2; ++h) {
+        const int64_t sorted = first_row + thread / 32 * 16 + h * 8 + thread % 32 / 4;
+        const int32_t packed = p.sorted.ids[sorted];
+        const int64_t row = is_pair(packed, p.sorted.top_k) ? rows.scale_row(packed, sorted) : 0;
+        scales[h] = p.row_scales + row * p.row_scale_stride;
+      }
+      const int64_t columns = ceil_div(p.num_weight_rows, Traits::kBlockN);
+      const float2* weight_scales = p.block_scales == nullptr
+                                        ? nullptr
+                                        : reinterpret_cast<const float2*>(p.block_scales) +
+                                              (expert * columns + tile.column) * p.num_k_blocks;
+      consumer.accumulate_scaled(scales[0], scales[1], weight_scales, sums);
+    } else if constexpr (Traits::kPromotes) {
+      consumer.accumulate_promoted(sums);
+    } else if constexpr (Traits::kMma == MmaType::kBf16) {
+      consumer.accumulate(sums);
+    } else {
+      typename Traits::Accumulator exact;
+      consumer.accumulate(exact);
+#pragma unroll
+      for (int i = 0; i < Traits::kAccumulators; ++i) sums[i] = static_cast<float>(exact[i]);
+    }
+    const GroupedGemmEnd<Traits> end(p, expert, tile.column, first_row, thread);
+    end.finish(sums);
+  }
+}
+
+template <class Traits>
+__global__ void __launch_bounds__(Traits::kConfig.num_threads(), 1)
+    sm90_grouped_gemm_kernel(const __grid_constant__ GroupedGemmParams p) {
+  extern __shared__ uint8_t unaligned[];
+  constexpr uint32_t kAlignment = 1024;
+  uint8_t* shared = unaligned + (kAlignment - shared_address(unaligned) % kAlignment) % kAlignment;
+  const GroupedGemmRing<Traits> ring(shared);
+  const int warpgroup = __shfl_sync(~0u, static_cast<int>(threadIdx.x) / 128, 0);
+  const int thread = static_cast<int>(threadIdx.x) % 128;
+  if (threadIdx.x == 0) ring.init();
+  __syncthreads();
+  const GroupedTileScheduler scheduler{p.sorted.num_valid[0] / Traits::kBlockM,
+                                       ceil_div(p.num_weight_rows, Traits::kBlockN)};
+  // 64 K registers: three consumers of 160 and a producer of 32, or two of 232 and one of 40.
+  constexpr bool kThree = Traits::kConsumers == 3;
+  if (warpgroup == Traits::kConsumers) {
+    give_registers<kThree ? 32 : 40>();
+    if constexpr (Traits::kGather) {
+      gather_rows(p, ring, scheduler, thread);
+    } else {
+      if (thread == 0) load_sorted_rows(p, ring, scheduler);
+    }
+  } else {
+    take_registers<kThree ? 160 : 232>();
+    consume_tiles(p, ring, scheduler, warpgroup, thread);
+  }
+}
+
+template <class Traits>
+void launch_grouped_gemm(const GroupedGemmParams& params, int num_blocks, Stream stream) {
+  launch(sm90_grouped_gemm_kernel<Traits>,
+         {.grid = static_cast<unsigned>(num_blocks),
+          .block = static_cast<unsigned>(Traits::kConfig.num_threads()),
+          .shared_bytes = Traits::kShared.bytes},
+         static_cast<cudaStream_t>(stream.handle), params);
+}
+
+template <MmaType kMma, Scaling kScaling, int kM, int kN, int kStages>
+constexpr GroupedGemmVariants grouped_gemm_variants() {
+  return {
+      {kM, kN, kStages},
+      launch_grouped_gemm<
+          GroupedGemmTraits<kMma, kScaling, RowSource::kToken, TileEnd::kGated, kM, kN, kStages>>,
+      launch_grouped_gemm<
+          GroupedGemmTraits<kMma, kScaling, RowSource::kToken, TileEnd::kRows, kM, kN, kStages>>,
+      launch_grouped_gemm<
+          GroupedGemmTraits<kMma, kScaling, RowSource::kSorted, TileEnd::kRows, kM, kN, kStages>>};
+}
+#define SWITCHYARD_GEMM_VARIANTS(mma, scaling, tile) \
+  grouped_gemm_variants<mma, scaling, tile.block_m, tile.block_n, tile.num_stages>()
+
+}  // namespace switchyard::cuda::sm90

@@ -1,0 +1,66 @@
+#pragma once
+// What a prefill kernel is compiled for.
+
+#include <cuda.h>
+
+#include "core/expert_sort.h"
+#include "core/grouped_gemm_config.h"
+#include "core/grouped_tile_scheduler.h"
+#include "cuda/sm90/grouped_gemm_kernels.h"
+#include "cuda/sm90/ptx.cuh"
+#include "cuda/sm90/wgmma.cuh"
+
+namespace switchyard::cuda::sm90 {
+
+/// How the tile's sums become output columns.
+enum class TileEnd {
+  kRows,   ///< one output column per weight row
+  kGated,  ///< gate and up rows alternate: one column per pair
+};
+
+/// A kernel is compiled for one of these.
+template <MmaType kMmaType, Scaling kScalingKind, RowSource kRowSource, TileEnd kTileEnd, int kM,
+          int kN, int kDepth>
+struct GroupedGemmTraits {
+  static constexpr MmaType kMma = kMmaType;
+  static constexpr Scaling kScaling = kScalingKind;
+  static constexpr bool kGather = kRowSource != RowSource::kSorted;
+  static constexpr TileEnd kEnd = kTileEnd;
+  static constexpr GroupedGemmConfig kConfig{kM, kN, kDepth};
+  static constexpr GroupedGemmShared kShared = shared_layout(kConfig);
+  static constexpr int kBlockM = kM;
+  static constexpr int kBlockN = kN;
+  static constexpr int kStages = kDepth;
+  static constexpr int kConsumers = kConfig.num_consumers();
+  static constexpr int kRowStage = kM * kGemmBlockBytes;
+  static constexpr int kWeightStage = kN * kGemmBlockBytes;
+  static constexpr int kElementBytes = kMmaType == MmaType::kBf16 ? 2 : 1;
+  static constexpr int kBlockK = kGemmBlockBytes / kElementBytes;
+  /// E4M3 sums keep 13 bits inside the matrix unit; bf16 sums 23 and s32 sums all.
+  static constexpr bool kPromotes = kMmaType == MmaType::kE4m3;
+  /// K blocks between promotions, counted from column 0 whatever the tile: 128 columns where a
+  /// scale changes, else 512 (rms error 3.4e-4 at K = 7168, a fifth of a bf16 rounding).
+  static constexpr int kPromoteBlocks = kScalingKind == Scaling::kBlock ? 1 : 4;
+  using Mma = Wgmma<kMmaType, kN>;
+  using Accumulator = typename Mma::Accumulator;
+  static constexpr int kAccumulators = kN / 2;
+};
+
+/// The ring's next slot.
+template <int kStages>
+struct RingPosition {
+  int slot = 0;
+  uint32_t parity = 0;
+  __device__ __forceinline__ void advance() {
+    if (++slot == kStages) {
+      slot = 0;
+      parity ^= 1;
+    }
+  }
+};
+
+__device__ __forceinline__ bool is_pair(int32_t packed, int32_t top_k) {
+  return packed_slot(packed) < top_k;
+}
+
+}  // namespace switchyard::cuda::sm90

@@ -1,0 +1,80 @@
+// Tiles of the prefill kernels: the scheduler visits every one exactly once, shared memory does not
+// overlap, and configs that cannot work say why.
+
+#include <gtest/gtest.h>
+
+#include <set>
+#include <utility>
+
+#include "core/grouped_gemm_config.h"
+#include "core/grouped_tile_scheduler.h"
+
+namespace switchyard {
+namespace {
+
+TEST(GroupedTileScheduler, VisitsEveryTileOnce) {
+  for (const int rows : {0, 1, 2, 11, 12, 13, 24, 25, 100, 257}) {
+    for (const int columns : {1, 2, 3, 16, 45}) {
+      const GroupedTileScheduler scheduler{rows, columns};
+      for (const int grid : {1, 2, 7, 132}) {
+        std::set<std::pair<int, int>> seen;
+        for (int cta = 0; cta < grid; ++cta) {
+          for (int64_t i = cta; i < scheduler.num_tiles(); i += grid) {
+            const GroupedTile tile = scheduler.tile(i);
+            ASSERT_GE(tile.row_block, 0);
+            ASSERT_LT(tile.row_block, rows);
+            ASSERT_GE(tile.column, 0);
+            ASSERT_LT(tile.column, columns);
+            ASSERT_TRUE(seen.insert({tile.row_block, tile.column}).second);
+          }
+        }
+        EXPECT_EQ(seen.size(), static_cast<size_t>(rows * columns));
+      }
+    }
+  }
+}
+
+TEST(GroupedTileScheduler, TilesThatRunTogetherShareOperands) {
+  const GroupedTileScheduler scheduler{352, 32};  // 32 experts of 11 row blocks
+  for (int64_t first = 0; first + 132 <= scheduler.num_tiles(); first += 132) {
+    std::set<int> rows, columns;
+    for (int64_t i = first; i < first + 132; ++i) {
+      rows.insert(scheduler.tile(i).row_block);
+      columns.insert(scheduler.tile(i).column);
+    }
+    EXPECT_LE(rows.size(), 2 * static_cast<size_t>(GroupedTileScheduler::kBand));
+    EXPECT_LE(columns.size(), 32u);
+  }
+}
+
+TEST(GroupedTileScheduler, CountsBeyondInt32) {
+  const GroupedTileScheduler scheduler{1 << 20, 1 << 13};
+  EXPECT_EQ(scheduler.num_tiles(), int64_t{1} << 33);
+  EXPECT_EQ(scheduler.tile(scheduler.num_tiles() - 1), (GroupedTile{(1 << 20) - 1, (1 << 13) - 1}));
+}
+
+TEST(GroupedGemmConfig, SharedMemoryRegionsFollowEachOther) {
+  for (const GroupedGemmConfig& c : {kTallTile, kSquareTile, kWideTile}) {
+    const GroupedGemmShared s = shared_layout(c);
+    EXPECT_EQ(s.rows % 1024, 0);
+    EXPECT_EQ(s.weights % 1024, 0);
+    EXPECT_GE(s.weights, s.rows + c.num_stages * c.block_m * kGemmBlockBytes);
+    EXPECT_GE(s.full, s.weights + c.num_stages * c.block_n * kGemmBlockBytes);
+    EXPECT_GE(s.empty, s.full + c.num_stages * 8);
+    EXPECT_GE(s.bytes, s.empty + c.num_stages * 8 + 1023);
+    EXPECT_LE(s.bytes, kSm90SharedBytes);
+  }
+}
+
+TEST(GroupedGemmConfig, SaysWhyNot) {
+  EXPECT_NE(why_invalid({.block_m = 96, .block_n = 128, .num_stages = 4}), nullptr);
+  EXPECT_NE(why_invalid({.block_m = 0, .block_n = 128, .num_stages = 4}), nullptr);
+  EXPECT_NE(why_invalid({.block_m = 256, .block_n = 128, .num_stages = 4}), nullptr);
+  EXPECT_NE(why_invalid({.block_m = 128, .block_n = 192, .num_stages = 4}), nullptr);
+  EXPECT_NE(why_invalid({.block_m = 128, .block_n = 384, .num_stages = 2}), nullptr);
+  EXPECT_NE(why_invalid({.block_m = 128, .block_n = 128, .num_stages = 1}), nullptr);
+  EXPECT_NE(why_invalid({.block_m = 192, .block_n = 256, .num_stages = 5}), nullptr);
+}
+
+}  // namespace
+}  // namespace switchyard
