@@ -10,7 +10,7 @@ namespace switchyard::cuda::sm90 {
 template <class Traits>
 __device__ void consume_tiles(const GroupedGemmParams& p, const GroupedGemmRing<Traits>& ring,
                               const GroupedTileScheduler& scheduler, int wave, int thread) {
-  GroupedGemmConsumer<Traits> consumer{p, ring, wave, thread};
+  GroupedGemmConsumer<Traits> consumer(p, ring, wave, thread);
   for (int64_t t = blockIdx.x; t < scheduler.num_tiles(); t += gridDim.x) {
     const GroupedTile tile = scheduler.tile(t);
     const int64_t first_row =

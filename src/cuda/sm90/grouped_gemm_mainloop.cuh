@@ -12,9 +12,19 @@ struct GroupedGemmConsumer {
 
   const GroupedGemmParams& p;
   const GroupedGemmRing<Traits>& ring;
-  int wave;    ///< which 64 rows of the tile
   int thread;  ///< of the warpgroup
+  uint64_t first_rows, first_weights;
   RingPosition<Traits::kStages> at{};
+
+  /// `wave`: which 64 rows of the tile.
+  __device__ GroupedGemmConsumer(const GroupedGemmParams& params,
+                                 const GroupedGemmRing<Traits>& ring_, int wave, int thread_)
+      : p(params),
+        ring(ring_),
+        thread(thread_),
+        first_rows(swizzled_128_descriptor(
+            shared_address(ring_.rows + wave * kGemmWaveRows * kGemmBlockBytes))),
+        first_weights(swizzled_128_descriptor(shared_address(ring_.weights))) {}
 
   __device__ __forceinline__ void release(int slot) const {
     if (thread % 32 == 0) barrier_arrive(&ring.empty[slot]);
@@ -33,14 +43,13 @@ struct GroupedGemmConsumer {
     }
   }
   __device__ __forceinline__ void multiply_block(Accumulator& d, bool fresh) const {
-    const uint64_t a = swizzled_128_descriptor(shared_address(
-        ring.rows + at.slot * Traits::kRowStage + wave * kGemmWaveRows * kGemmBlockBytes));
-    const uint64_t b =
-        swizzled_128_descriptor(shared_address(ring.weights + at.slot * Traits::kWeightStage));
+    // Descriptors count 16 bytes.
+    const uint64_t a = first_rows + static_cast<uint32_t>(at.slot * (Traits::kRowStage / 16));
+    const uint64_t b = first_weights + static_cast<uint32_t>(at.slot * (Traits::kWeightStage / 16));
     pin(d);
     wgmma_fence();
 #pragma unroll
-    for (int j = 0; j < 4; ++j) {  // 32 bytes of K each; descriptors count 16 bytes
+    for (int j = 0; j < 4; ++j) {  // 32 bytes of K each
       Traits::Mma::ss(d, a + j * 2, b + j * 2, j > 0 || !fresh);
     }
     wgmma_commit();
@@ -101,29 +110,36 @@ struct GroupedGemmConsumer {
                                                              : __ldg(weight_scales + k);
     };
     float low = row_scale(low_row, quad), high = row_scale(high_row, quad);
+    float next_low = row_scale(low_row, 4 + quad), next_high = row_scale(high_row, 4 + quad);
     float2 weight = weight_scale(lane);
-    float next_low = low, next_high = high;
-    for (int k = 0; k < p.num_k_blocks; ++k) {
-      wait_full();
-      multiply_block(part, true);
-      if (k % 4 == 0) {
-        if (k > 0) low = next_low, high = next_high;
+    float scale[4];  // of the next k block: what multiplies its sums must not wait for a shuffle
+    const auto set_scale = [&](int k) {
+      if (k % 4 == 0 && k > 0) {
+        low = next_low, high = next_high;
         next_low = row_scale(low_row, k + 4 + quad);
         next_high = row_scale(high_row, k + 4 + quad);
-        if (k % 32 == 0 && k > 0) weight = weight_scale(k + lane);
+        if (k % 32 == 0) weight = weight_scale(k + lane);
       }
       constexpr unsigned kAll = ~0u;
       const float low_now = __shfl_sync(kAll, low, k % 4, 4);
       const float high_now = __shfl_sync(kAll, high, k % 4, 4);
       const float even = __shfl_sync(kAll, weight.x, k % 32);
       const float odd = __shfl_sync(kAll, weight.y, k % 32);
-      const float scale[4] = {low_now * even, low_now * odd, high_now * even, high_now * odd};
+      scale[0] = low_now * even, scale[1] = low_now * odd;
+      scale[2] = high_now * even, scale[3] = high_now * odd;
+    };
+    set_scale(0);
+    for (int k = 0; k < p.num_k_blocks; ++k) {
+      wait_full();
+      multiply_block(part, true);
+      const float now[4] = {scale[0], scale[1], scale[2], scale[3]};
+      set_scale(k + 1);
       wgmma_wait<0>();
       pin(part);
       release(at.slot);
 #pragma unroll
       for (int i = 0; i < Traits::kAccumulators; ++i) {
-        sums[i] = fmaf(part[i], scale[i % 4], sums[i]);
+        sums[i] = fmaf(part[i], now[i % 4], sums[i]);
       }
       at.advance();
     }
