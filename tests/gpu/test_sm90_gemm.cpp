@@ -82,7 +82,7 @@ struct Experts {
 struct Batch {
   int64_t tokens;
   int64_t num_routed = -1;   ///< < 0: all
-  int64_t only_expert = -1;  ///< >= 0: every first choice
+  int64_t only_expert = -1;  ///< >= 0: every token's
   bool addend = false;
   DataType output = DataType::kBf16;
 };
@@ -115,8 +115,9 @@ void expect_agreement(const Experts& experts, const Batch& batch) {
   const Buffer hidden = Buffer::normal(random, DataType::kBf16, {batch.tokens, width});
   Buffer ids = test::random_topk_ids(random, batch.tokens, spec.top_k, spec.num_experts);
   for (int64_t i = 0; i < ids.size(); ++i) {
-    if (batch.only_expert >= 0 && i % spec.top_k == 0) {
-      ids.as<int32_t>()[i] = static_cast<int32_t>(batch.only_expert);
+    if (batch.only_expert >= 0) {  // and no other choice
+      ids.as<int32_t>()[i] =
+          i % spec.top_k == 0 ? static_cast<int32_t>(batch.only_expert) : int32_t{-1};
     }
     if (i % 13 == 5) ids.as<int32_t>()[i] = i % 2 == 0 ? -1 : 9999;
   }
