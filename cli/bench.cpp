@@ -8,6 +8,7 @@
 #include <memory>
 
 #include "cli/arguments.h"
+#include "cli/bench_calibrate.h"
 #include "cli/bench_measure.h"
 #include "cli/bench_model.h"
 #include "cli/commands.h"
@@ -27,10 +28,14 @@ memory and not from a cache; "warm" is the fraction of expert reads that the las
 have served all the same. GB/s counts each distinct expert once. The limit is the longer of bytes
 over read bandwidth and FLOPs over arithmetic peak, both measured before and after the table.
 
+On a GPU the calls of a token count are one CUDA graph, as an engine runs its layers; "alone" is one
+call in a graph of its own, and "read us" a plain read of the same bytes timed the same way.
+
 Examples:
   switchyard bench --model qwen3-30b-a3b --format mxfp4 --tokens 1,16,64..1024
   switchyard bench --model gpt-oss-20b --skew 1.1 --threads 1
-  switchyard bench --model ~/models/gpt-oss-20b --layer 5 --json bench.json)";
+  switchyard bench --model ~/models/gpt-oss-20b --layer 5 --json bench.json
+  switchyard bench --calibrate --backend cuda --json limits.json)";
 
 struct Options {
   BenchSource source;
@@ -39,37 +44,43 @@ struct Options {
   double skew = 0;
   std::string layers = "auto";
   double budget_s = 20;
+  bool calibrate = false;
   std::string json;
 };
 
 /// Limits before and after the table; a neighbour on the machine shows as a difference.
 struct LimitPair {
-  MachineLimits before;
-  MachineLimits after;
+  Calibration before;
+  Calibration after;
 
   /// The better of both: what the machine can do when nobody disturbs.
-  MachineLimits best() const {
-    MachineLimits limits = before;
-    limits.read_gbps = std::max(before.read_gbps, after.read_gbps);
-    limits.f32_gflops = std::max(before.f32_gflops, after.f32_gflops);
-    limits.bf16_gflops = std::max(before.bf16_gflops, after.bf16_gflops);
-    limits.int8_gops = std::max(before.int8_gops, after.int8_gops);
-    limits.fp8_gflops = std::max(before.fp8_gflops, after.fp8_gflops);
-    return limits;
+  Calibration best() const {
+    Calibration best = before;
+    MachineLimits& limits = best.limits;
+    const MachineLimits& other = after.limits;
+    limits.read_gbps = std::max(limits.read_gbps, other.read_gbps);
+    limits.f32_gflops = std::max(limits.f32_gflops, other.f32_gflops);
+    limits.bf16_gflops = std::max(limits.bf16_gflops, other.bf16_gflops);
+    limits.int8_gops = std::max(limits.int8_gops, other.int8_gops);
+    limits.fp8_gflops = std::max(limits.fp8_gflops, other.fp8_gflops);
+    for (size_t i = 0; i < best.streams.size(); ++i) {
+      best.streams[i].read_us = std::min(best.streams[i].read_us, after.streams[i].read_us);
+    }
+    return best;
   }
 };
 
-bool limits_are_measured(const BenchModel& model) {
-  return model.layers.front().backend() != BackendKind::kCuda;
+bool on_gpu(const BenchModel& model) {
+  return model.layers.front().backend() == BackendKind::kCuda;
 }
 
 /// Why the figures cannot be trusted, or empty.
 std::string why_noisy(const BenchModel& model, const std::vector<Measurement>& measurements,
                       const LimitPair& limits) {
   const auto differ = [](double a, double b) { return std::abs(a - b) > 0.15 * std::max(a, b); };
-  if (differ(limits.before.read_gbps, limits.after.read_gbps) ||
-      differ(arithmetic_peak(model.spec, limits.before).gflops,
-             arithmetic_peak(model.spec, limits.after).gflops)) {
+  if (differ(limits.before.limits.read_gbps, limits.after.limits.read_gbps) ||
+      differ(arithmetic_peak(model.spec, limits.before.limits).gflops,
+             arithmetic_peak(model.spec, limits.after.limits).gflops)) {
     return "the limits before and after differ by more than 15 %";
   }
   for (const Measurement& measurement : measurements) {
@@ -136,12 +147,13 @@ void print_head(const BenchModel& model, const Options& options, const Machine& 
 
 void print_results(const BenchModel& model, const std::vector<Measurement>& measurements,
                    const LimitPair& limits) {
+  const bool gpu = on_gpu(model);
   Table table({{"tokens"},
                {"experts"},
                {"max/mean"},
-               {"median us"},
-               {"p10"},
-               {"p90"},
+               {gpu ? "us" : "median us"},
+               {gpu ? "alone" : "p10"},
+               {gpu ? "read us" : "p90"},
                {"GB/s"},
                {"GFLOP/s"},
                {"limit us"},
@@ -150,28 +162,23 @@ void print_results(const BenchModel& model, const std::vector<Measurement>& meas
                {"warm"},
                {"calls"},
                {"kernel", Align::kLeft}});
-  const Peak peak = arithmetic_peak(model.spec, limits.before);
+  const Peak peak = arithmetic_peak(model.spec, limits.before.limits);
   for (const Measurement& measurement : measurements) {
     const Summary s = summarize(model, measurement, limits.best());
+    const auto us = [gpu](double value) { return fmt::format("{:.{}f}", value, gpu ? 2 : 0); };
     table.add_row({fmt::to_string(measurement.tokens), fmt::format("{:.1f}", s.distinct_experts),
-                   fmt::format("{:.1f}", measurement.imbalance), fmt::format("{:.0f}", s.median_us),
-                   fmt::format("{:.0f}", s.p10_us), fmt::format("{:.0f}", s.p90_us),
-                   fmt::format("{:.1f}", s.gbps), fmt::format("{:.0f}", s.gflops),
-                   fmt::format("{:.0f}", s.limit_us), fmt::format("{:.0f} %", 100 * s.share),
-                   s.memory_bound ? "memory" : peak.name,
+                   fmt::format("{:.1f}", measurement.imbalance), us(s.median_us),
+                   us(gpu ? measurement.single_us : s.p10_us), us(gpu ? s.read_us : s.p90_us),
+                   fmt::format("{:.1f}", s.gbps), fmt::format("{:.0f}", s.gflops), us(s.limit_us),
+                   fmt::format("{:.0f} %", 100 * s.share), s.memory_bound ? "memory" : peak.name,
                    fmt::format("{:.0f} %", 100 * measurement.warm_fraction),
                    fmt::to_string(measurement.samples.size()), kernel_of(measurement.plan)});
   }
   fmt::print("{}\n", table.str());
-  const double peak_after = arithmetic_peak(model.spec, limits.after).gflops;
-  if (limits_are_measured(model)) {
-    fmt::print(
-        "limits measured before and after: read {:.1f} and {:.1f} GB/s, {} {:.0f} and {:.0f} G/s\n",
-        limits.before.read_gbps, limits.after.read_gbps, peak.name, peak.gflops, peak_after);
-  } else {
-    fmt::print("limits are typical figures of {}, not measured: read {:.0f} GB/s, {} {:.0f} G/s\n",
-               limits.before.device, limits.before.read_gbps, peak.name, peak.gflops);
-  }
+  fmt::print(
+      "limits measured before and after: read {:.1f} and {:.1f} GB/s, {} {:.0f} and {:.0f} G/s\n",
+      limits.before.limits.read_gbps, limits.after.limits.read_gbps, peak.name, peak.gflops,
+      arithmetic_peak(model.spec, limits.after.limits).gflops);
   const std::string noise = why_noisy(model, measurements, limits);
   if (!noise.empty()) {
     fmt::print("{}\n",
@@ -180,8 +187,8 @@ void print_results(const BenchModel& model, const std::vector<Measurement>& meas
   }
 }
 
-Json json_of(const BenchModel& model, const Measurement& measurement, const MachineLimits& limits) {
-  const Summary s = summarize(model, measurement, limits);
+Json json_of(const BenchModel& model, const Measurement& measurement, const Calibration& machine) {
+  const Summary s = summarize(model, measurement, machine);
   Json json{{"tokens", measurement.tokens},
             {"distinct_experts", s.distinct_experts},
             {"imbalance", measurement.imbalance},
@@ -193,7 +200,9 @@ Json json_of(const BenchModel& model, const Measurement& measurement, const Mach
             {"gflops", s.gflops},
             {"limit_us", s.limit_us},
             {"share", s.share},
-            {"bound", s.memory_bound ? "memory" : arithmetic_peak(model.spec, limits).name},
+            {"read_us", s.read_us},
+            {"single_us", measurement.single_us},
+            {"bound", s.memory_bound ? "memory" : arithmetic_peak(model.spec, machine.limits).name},
             {"kernel", kernel_of(measurement.plan)},
             {"workspace_bytes", measurement.plan.workspace_bytes}};
   for (const Sample& sample : measurement.samples) {
@@ -218,8 +227,9 @@ void save_json(const Options& options, const BenchModel& model, const Machine& m
   report["expert_bytes"] = model.expert_bytes;
   report["shared_bytes"] = model.shared_bytes;
   report["pack_seconds"] = model.pack_seconds;
-  report["limits"] = {{"before", to_json(limits.before)}, {"after", to_json(limits.after)}};
-  report["limits_measured"] = limits_are_measured(model);
+  report["limits"] = {{"before", to_json(limits.before.limits)},
+                      {"after", to_json(limits.after.limits)}};
+  report["limits_measured"] = true;
   const std::string noise = why_noisy(model, measurements, limits);
   report["noisy"] = !noise.empty();
   report["why_noisy"] = noise;
@@ -229,19 +239,22 @@ void save_json(const Options& options, const BenchModel& model, const Machine& m
   save_report(options.json, report);
 }
 
-/// The CPU's are measured, for the reference too. A GPU's are not yet: typical figures stand in,
-/// and the report says so.
-MachineLimits current_limits(const BenchModel& model, const Options& options) {
-  return limits_are_measured(model) ? measure_limits(BackendKind::kCpu, options.flags.threads)
-                                    : h200_limits();
+/// Of where the layer runs; the reference has the CPU's.
+Calibration current_limits(const BenchModel& model, const Options& options) {
+  return calibrate(on_gpu(model) ? BackendKind::kCuda : BackendKind::kCpu, options.flags.threads);
 }
 
 int run(const Options& options) {
+  if (!options.json.empty()) check_output_directory("--json", options.json);
+  if (options.calibrate) return print_calibration(options.flags, options.json);
+  if (options.source.model.empty()) {
+    throw Error(ErrorCode::kInvalidArgument,
+                "--model is missing; a built-in name or a model directory is needed");
+  }
   const std::vector<int64_t> tokens = parse_token_list(options.tokens);
   const int64_t num_layers = parse_num_layers(options.layers);
   check_range("--skew", options.skew, 0, 10);
   check_range("--budget", options.budget_s, 0, 86400);
-  if (!options.json.empty()) check_output_directory("--json", options.json);
   const Machine machine = this_machine();
   const BenchModel model = make_bench_model(options.source, options.flags, num_layers, machine);
   print_head(model, options, machine);
@@ -261,8 +274,9 @@ Command add_bench(CLI::App& app) {
   CLI::App* command = app.add_subcommand("bench", "Time a layer against this machine's limits");
   command->footer(kFooter);
   auto options = std::make_shared<Options>();
-  command->add_option("--model", options->source.model, "Built-in name or model directory")
-      ->required();
+  command->add_option("--model", options->source.model, "Built-in name or model directory");
+  command->add_flag("--calibrate", options->calibrate,
+                    "Only measure this machine's limits; with --backend cuda the GPU's");
   command->add_option("--format", options->source.format,
                       "Weight format of a built-in model: bf16, fp8_e4m3, int8, int4, mxfp4, ... "
                       "(default: its own)");
@@ -276,7 +290,7 @@ Command add_bench(CLI::App& app) {
       ->capture_default_str();
   command->add_option("--budget", options->budget_s, "Seconds to spend on timing")
       ->capture_default_str();
-  command->add_option("--json", options->json, "Also write all samples to this file");
+  command->add_option("--json", options->json, "Also write everything to this file");
   add_layer_flags(*command, options->flags);
   return {command, [options] { return run(*options); }};
 }

@@ -40,6 +40,10 @@ struct Call {
   Runner::Prepared prepared{};
 };
 
+bool on_gpu(const BenchModel& model) {
+  return model.layers.front().backend() == BackendKind::kCuda;
+}
+
 class Loop {
  public:
   Loop(const BenchModel& model, int64_t tokens, const MeasureOptions& options)
@@ -51,9 +55,11 @@ class Loop {
         cache_(options.l3_bytes / std::max<int64_t>(model.expert_bytes, 1)) {
     for (const Layer& layer : model.layers) runners_.emplace_back(layer, scratch_);
     // Calls of one burst run back to back, as layers do in an engine, on at most 4 MiB of logits.
+    // A graph has at least 8.
     constexpr int64_t kBurstBytes = 4 << 20;
     const int64_t logits_bytes = tokens * model.spec.num_experts * 4;
-    const int64_t burst = std::clamp<int64_t>(kBurstBytes / logits_bytes, 1, 64);
+    const int64_t burst = std::clamp<int64_t>(kBurstBytes / logits_bytes, on_gpu(model) ? 8 : 1,
+                                              on_gpu(model) ? 32 : 64);
     for (int64_t i = 0; i < burst; ++i) {
       calls_.push_back({HostTensor(DataType::kF32, {tokens, model.spec.num_routed()}),
                         HostTensor(DataType::kI64, {tokens}),
@@ -72,12 +78,26 @@ class Loop {
       const auto begin = Clock::now();
       const size_t layer = forward(call);
       const double us = seconds_since(begin) * 1e6;
-      Runner::fetch(call.prepared);
-      const auto experts = distinct_experts(call.topk_ids.view(), model_.spec.num_experts);
-      for (const int32_t expert : experts) cache_.read(static_cast<int64_t>(layer), expert);
-      result.samples.push_back({us, static_cast<int64_t>(experts.size())});
-      imbalances.push_back(imbalance(call.topk_ids.view(), model_.spec.num_experts));
+      record(call, layer, us, result, imbalances);
       if (result.samples.size() >= kMinSamples && seconds_since(start) > deadline_s) break;
+    }
+  }
+
+  /// All calls in one CUDA graph, each on the next layer in turn.
+  void graph(Measurement& result, std::vector<double>& imbalances, double budget_s) {
+    for (Call& call : calls_) draw(call);
+    const auto layer_of = [this](size_t i) { return i % model_.layers.size(); };
+    const CallTimes times = time_calls(
+        0, static_cast<int>(calls_.size()),
+        [&](int i, Stream stream) {
+          const auto at = static_cast<size_t>(i);
+          model_.layers[layer_of(at)].forward(calls_[at].prepared.args, scratch_.workspace(),
+                                              stream);
+        },
+        budget_s);
+    result.single_us = times.single_us;
+    for (size_t i = 0; i < calls_.size(); ++i) {
+      record(calls_[i], layer_of(i), times.chain_us, result, imbalances);
     }
   }
 
@@ -103,6 +123,15 @@ class Loop {
          .router_logits = call.router_logits.view(),
          .input_ids = model_.spec.routing.hash ? call.input_ids.view() : TensorView{},
          .topk_ids_out = call.topk_ids.view()});
+  }
+
+  void record(const Call& call, size_t layer, double us, Measurement& result,
+              std::vector<double>& imbalances) {
+    Runner::fetch(call.prepared);
+    const auto experts = distinct_experts(call.topk_ids.view(), model_.spec.num_experts);
+    for (const int32_t expert : experts) cache_.read(static_cast<int64_t>(layer), expert);
+    result.samples.push_back({us, static_cast<int64_t>(experts.size())});
+    imbalances.push_back(imbalance(call.topk_ids.view(), model_.spec.num_experts));
   }
 
   size_t forward(const Call& call) {
@@ -132,35 +161,43 @@ Measurement measure(const BenchModel& model, int64_t tokens, const MeasureOption
   result.plan = model.layers.front().plan(tokens);
   const auto start = Clock::now();
   Loop loop(model, tokens, options);
-  loop.warm_up();
   std::vector<double> imbalances;
-  do {
-    loop.burst(result, imbalances, options.budget_s, start);
-  } while (result.samples.size() < kMinSamples ||
-           (result.samples.size() < kMaxSamples && seconds_since(start) < options.budget_s));
+  if (on_gpu(model)) {
+    constexpr double kMostSeconds = 1;  // of replays; more would only warm the GPU
+    loop.graph(result, imbalances, std::min(options.budget_s, kMostSeconds));
+  } else {
+    loop.warm_up();
+    do {
+      loop.burst(result, imbalances, options.budget_s, start);
+    } while (result.samples.size() < kMinSamples ||
+             (result.samples.size() < kMaxSamples && seconds_since(start) < options.budget_s));
+  }
   result.warm_fraction = loop.warm_fraction();
   result.imbalance = median(imbalances);
   return result;
 }
 
 Summary summarize(const BenchModel& model, const Measurement& measurement,
-                  const MachineLimits& limits) {
+                  const Calibration& machine) {
   const double flops = expert_flops(model.spec, measurement.tokens);
+  const double peak_us = flops / (arithmetic_peak(model.spec, machine.limits).gflops * 1e3);
   std::vector<double> us;
   std::vector<double> gbps;
   std::vector<double> limit_us;
+  std::vector<double> read_us;
   std::vector<double> share;
   Summary summary;
   int64_t num_memory_bound = 0;
   for (const Sample& sample : measurement.samples) {
     const auto bytes =
         static_cast<double>(sample.distinct_experts * model.expert_bytes + model.shared_bytes);
-    const Floor floor = time_floor(bytes, flops, model.spec, limits);
+    read_us.push_back(machine.read_us(bytes));
+    const double floor_us = std::max(read_us.back(), peak_us);
     us.push_back(sample.us);
     gbps.push_back(bytes / (sample.us * 1e3));
-    limit_us.push_back(floor.us);
-    share.push_back(floor.us / sample.us);
-    num_memory_bound += floor.memory_bound ? 1 : 0;
+    limit_us.push_back(floor_us);
+    share.push_back(floor_us / sample.us);
+    num_memory_bound += read_us.back() >= peak_us ? 1 : 0;
     summary.distinct_experts += static_cast<double>(sample.distinct_experts);
   }
   const auto num_samples = static_cast<double>(measurement.samples.size());
@@ -172,6 +209,7 @@ Summary summarize(const BenchModel& model, const Measurement& measurement,
   summary.gflops = flops / (summary.median_us * 1e3);
   summary.limit_us = median(limit_us);
   summary.share = median(share);
+  summary.read_us = median(read_us);
   summary.memory_bound = 2.0 * static_cast<double>(num_memory_bound) >= num_samples;
   return summary;
 }

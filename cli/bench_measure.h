@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "cli/bench_model.h"
+#include "switchyard/calibrate.h"
 #include "switchyard/plan.h"
 
 namespace switchyard::cli {
@@ -20,6 +21,7 @@ struct Measurement {
   std::vector<Sample> samples;
   double warm_fraction = 0;  ///< of the expert reads that the last-level cache may have served
   double imbalance = 0;      ///< median of: rows of the busiest expert over the mean
+  double single_us = 0;      ///< cuda: one call in a graph of its own
   Plan plan;
 };
 
@@ -28,6 +30,7 @@ struct MeasureOptions {
   double budget_s = 1;
   int64_t l3_bytes = 0;
 };
+/// On a GPU every sample is the same: the median time per call of one CUDA graph.
 Measurement measure(const BenchModel& model, int64_t tokens, const MeasureOptions& options);
 
 /// Medians over the samples; each sample is set against its own distinct experts.
@@ -39,10 +42,11 @@ struct Summary {
   double gbps = 0;              ///< distinct routed experts and shared experts, once each
   double gflops = 0;
   double limit_us = 0;
-  double share = 0;  ///< limit over time
+  double share = 0;    ///< limit over time
+  double read_us = 0;  ///< a plain read of the same bytes
   bool memory_bound = true;
 };
 Summary summarize(const BenchModel& model, const Measurement& measurement,
-                  const MachineLimits& limits);
+                  const Calibration& machine);
 
 }  // namespace switchyard::cli

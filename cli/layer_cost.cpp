@@ -61,13 +61,18 @@ Peak arithmetic_peak(const LayerSpec& spec, const MachineLimits& limits) {
                                                                  : Peak{limits.f32_gflops, "f32"};
   if (format == Format::kF32) return {limits.f32_gflops, "f32"};
   if (element_bits(format) >= 16 || activations == ActivationFormat::kNone) return float_peak;
-  if (limits.backend == BackendKind::kCuda) return {limits.fp8_gflops, "fp8"};
+  const bool int8_activations = activations == ActivationFormat::kInt8Block32 ||
+                                activations == ActivationFormat::kInt8PerToken ||
+                                activations == ActivationFormat::kInt8PerSlot;
+  const bool automatic = activations == ActivationFormat::kAuto;
+  if (limits.backend == BackendKind::kCuda) {  // where auto rounds no activations
+    return automatic          ? float_peak
+           : int8_activations ? Peak{limits.int8_gops, "int8"}
+                              : Peak{limits.fp8_gflops, "fp8"};
+  }
   // The CPU has no fp8 arithmetic: it decodes fp8 to f32, and 4-bit weights to int8.
   const bool integer_weights = element_bits(format) == 4 || format == Format::kInt8;
-  const bool integer_activations = activations == ActivationFormat::kAuto ||
-                                   activations == ActivationFormat::kInt8Block32 ||
-                                   activations == ActivationFormat::kInt8PerToken ||
-                                   activations == ActivationFormat::kInt8PerSlot;
+  const bool integer_activations = automatic || int8_activations;
   return integer_weights && integer_activations ? Peak{limits.int8_gops, "int8"} : float_peak;
 }
 

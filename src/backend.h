@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "switchyard/calibrate.h"
 #include "switchyard/layer.h"
 #include "switchyard/ops.h"
 
@@ -76,6 +77,19 @@ class Backend {
   virtual std::string why_unsupported(const LayerSpec& spec) const = 0;
   /// "x86-64 AVX-512 VNNI, 2 threads", "NVIDIA H200".
   virtual std::string device_name(const LayerOptions& options) const = 0;
+  /// What options' threads or device can do at most. Throws where nothing is measured.
+  virtual Calibration calibrate(const LayerOptions& options) const {
+    static_cast<void>(options);
+    throw Error(ErrorCode::kUnsupported, std::string("backend is ") + to_string(kind()) +
+                                             "; only cpu and cuda have limits to measure");
+  }
+  /// As switchyard::time_calls.
+  virtual CallTimes time_calls(int /*device*/, int /*count*/,
+                               const std::function<void(int, Stream)>& /*call*/,
+                               double /*budget_s*/) const {
+    throw Error(ErrorCode::kUnsupported,
+                std::string("backend is ") + to_string(kind()) + "; only cuda has graphs to time");
+  }
 
   virtual void route(const RoutingSpec& spec, const ops::RouteArgs& args,
                      const ops::Execution& where) const = 0;

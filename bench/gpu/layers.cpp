@@ -21,7 +21,6 @@
 #include "cli/synthetic.h"
 #include "core/activation_format.h"
 #include "core/math.h"
-#include "gpu/limits.h"
 #include "gpu/timing.h"
 #include "switchyard/models.h"
 
@@ -135,14 +134,6 @@ class Calls {
   DeviceBuffer logits_, hidden_, output_, topk_ids_, workspace_;
 };
 
-/// Arithmetic rate of the operands' formats, in GFLOP/s.
-double peak_gflops(const LayerSpec& spec, const MachineLimits& limits) {
-  const ActivationFormat activations = resolved_activation_format(spec, BackendKind::kCuda);
-  if (activations == ActivationFormat::kNone) return limits.bf16_gflops;
-  return activation_storage(activations).format == Format::kInt8 ? limits.int8_gops
-                                                                 : limits.fp8_gflops;
-}
-
 std::string kernels_of(const Plan& plan) {
   std::string names;
   for (const PlanStep& step : plan.steps) {
@@ -155,7 +146,8 @@ std::string kernels_of(const Plan& plan) {
 
 class Bench {
  public:
-  explicit Bench(const Options& options) : options_(options), machine_(h200_limits()) {}
+  explicit Bench(const Options& options)
+      : options_(options), machine_(measure_limits(BackendKind::kCuda)) {}
 
   void run_model(const ModelShape& shape, const std::string& format,
                  const std::string& activations) {
@@ -184,7 +176,7 @@ class Bench {
         static_cast<double>(tokens * (4 * spec.hidden_size + 4 * spec.num_routed()));
     const double flops = cli::expert_flops(spec, tokens);
     const double read_us = limits_.read_us(static_cast<int64_t>(bytes));
-    const double flop_us = flops / peak_gflops(spec, machine_) * 1e-3;
+    const double flop_us = flops / cli::arithmetic_peak(spec, machine_).gflops * 1e-3;
     const double limit_us = std::max(read_us, flop_us);
     const std::string kernels = kernels_of(model.layers.front().plan(tokens));
     rows_.push_back(

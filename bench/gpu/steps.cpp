@@ -16,7 +16,6 @@
 #include "core/expert_sort.h"
 #include "core/scale_layout.h"
 #include "cuda/sort.h"
-#include "gpu/limits.h"
 #include "gpu/timing.h"
 #include "switchyard/models.h"
 

@@ -49,7 +49,7 @@ struct MachineLimits {
   int num_threads = 0;
 };
 
-/// Measures this machine (about 0.5 s on CPU). num_threads 0 = all.
+/// Measures this machine, its first GPU for cuda (about a second). num_threads 0 = all.
 SWITCHYARD_EXPORT MachineLimits measure_limits(BackendKind backend = BackendKind::kCpu,
                                                int num_threads = 0);
 /// Typical H200 figures (docs/decisions.md has the source), for predictions on machines that have

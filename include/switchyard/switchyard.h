@@ -1,6 +1,7 @@
 #pragma once
 // Everything public.
 
+#include "switchyard/calibrate.h"
 #include "switchyard/checkpoint.h"
 #include "switchyard/device_memory.h"
 #include "switchyard/error.h"

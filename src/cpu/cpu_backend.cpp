@@ -6,6 +6,7 @@
 
 #include "cpu/experts.h"
 #include "cpu/isa.h"
+#include "cpu/machine_limits.h"
 #include "cpu/steps.h"
 #include "cpu/thread_pool.h"
 
@@ -30,6 +31,12 @@ class CpuBackend final : public Backend {
     return fmt::format("x86-64 {}, {} thread{}",
                        cpu::isa_label(cpu::select_kernels(options.cpu_isa)), num_threads,
                        num_threads == 1 ? "" : "s");
+  }
+
+  Calibration calibrate(const LayerOptions& options) const override {
+    Calibration calibration;
+    calibration.limits = cpu::measure_machine(options.num_threads);
+    return calibration;
   }
 
   void route(const RoutingSpec& spec, const ops::RouteArgs& args,

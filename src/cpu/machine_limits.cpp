@@ -1,5 +1,7 @@
 // What this machine can do at most, measured with the instructions that the kernels use.
 
+#include "cpu/machine_limits.h"
+
 #include <fmt/format.h>
 
 #include <atomic>
@@ -9,8 +11,6 @@
 #include "cpu/huge_buffer.h"
 #include "cpu/isa.h"
 #include "cpu/thread_pool.h"
-#include "switchyard/error.h"
-#include "switchyard/plan.h"
 
 namespace switchyard {
 namespace cpu {
@@ -89,15 +89,8 @@ class Measurement {
 };
 
 }  // namespace
+
+MachineLimits measure_machine(int num_threads) { return Measurement(num_threads).measure(); }
+
 }  // namespace cpu
-
-MachineLimits measure_limits(BackendKind backend, int num_threads) {
-  if (backend != BackendKind::kCpu && backend != BackendKind::kAuto) {
-    throw Error(
-        ErrorCode::kUnsupported,
-        fmt::format("backend is {}; only the cpu's limits are measured here", to_string(backend)));
-  }
-  return cpu::Measurement(num_threads).measure();
-}
-
 }  // namespace switchyard

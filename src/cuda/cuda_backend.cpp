@@ -3,8 +3,10 @@
 #include <fmt/format.h>
 
 #include "backend.h"
+#include "cuda/calibrate.h"
 #include "cuda/combine.h"
 #include "cuda/experts.h"
+#include "cuda/graph_timing.h"
 #include "cuda/linear.h"
 #include "cuda/quantize.h"
 #include "cuda/reachable.h"
@@ -161,6 +163,17 @@ class CudaBackend final : public Backend {
                    .output = args.output.data,
                    .output_type = args.output.type},
                   where.stream);
+  }
+
+  Calibration calibrate(const LayerOptions& options) const override {
+    return cuda::calibrate(options.device);
+  }
+  CallTimes time_calls(int device, int count, const std::function<void(int, Stream)>& call,
+                       double budget_s) const override {
+    const DeviceScope scope(device);
+    const Timing timing =
+        time_graph([&](int i, cudaStream_t stream) { call(i, {stream}); }, count, budget_s);
+    return {.chain_us = timing.chain_us, .single_us = timing.single_us};
   }
 
   void rms_norm(const RmsNormArgs& args, const ops::Execution& where) const override {

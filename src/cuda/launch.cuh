@@ -20,6 +20,13 @@ struct LaunchShape {
   bool overlap_previous = false;
 };
 
+/// Whether kernels of the current device may overlap.
+inline bool can_overlap() {
+  int device = 0;
+  check(cudaGetDevice(&device), "cudaGetDevice");
+  return device_facts(device).capability >= 90;
+}
+
 /// More than the 48 KB that every kernel may take.
 template <class... Params>
 void allow_shared_bytes(void (*kernel)(Params...), int64_t bytes) {

@@ -37,24 +37,37 @@ __device__ inline uint32_t pack_fp8_e4m3(float low, float high) {
   return f32_to_fp8_e4m3(low) | static_cast<uint32_t>(f32_to_fp8_e4m3(high)) << 8;
 #endif
 }
-/// f32_to_fp4_e2m1 of a number: adding a power of two whose last place is the element's rounds the
-/// magnitude, and a carry moves to the next exponent.
-__device__ inline uint32_t fp4_e2m1_code(float value) {
-  const float magnitude = fminf(fabsf(value), kFp4E2m1Max);
-  constexpr uint32_t kOne = 127u << 23;
-  const uint32_t quantum = max(__float_as_uint(magnitude) & 0x7f800000u, kOne);
-  const uint32_t magic = quantum + (22u << 23);
-  const uint32_t significand = __float_as_uint(magnitude + __uint_as_float(magic)) - magic;
-  const uint32_t code = significand + ((quantum - kOne) >> 22);
-  return code | (__float_as_uint(value) >> 28 & 8u);
+/// The value of an E4M3 code.
+__device__ inline float unpack_fp8_e4m3(uint32_t code) {
+#if __CUDA_ARCH__ >= 890
+  uint32_t halves;
+  asm("cvt.rn.f16x2.e4m3x2 %0, %1;" : "=r"(halves) : "h"(static_cast<uint16_t>(code)));
+  return f16_bits_to_f32(halves & 0xffffu);
+#else
+  return fp8_e4m3_to_f32(static_cast<uint8_t>(code));
+#endif
 }
-
 /// Largest magnitude; a NaN wins.
 __device__ inline float max_magnitude(float a, float b) {
   float larger;
   asm("{.reg .f32 x, y; abs.f32 x, %1; abs.f32 y, %2; max.NaN.f32 %0, x, y;}"
       : "=f"(larger)
       : "f"(a), "f"(b));
+  return larger;
+}
+/// The same for two bf16 or f16 numbers in one word.
+__device__ inline uint32_t max_magnitudes_bf16(uint32_t a, uint32_t b) {
+  uint32_t larger;
+  asm("{.reg .b32 x, y; abs.bf16x2 x, %1; abs.bf16x2 y, %2; max.NaN.bf16x2 %0, x, y;}"
+      : "=r"(larger)
+      : "r"(a), "r"(b));
+  return larger;
+}
+__device__ inline uint32_t max_magnitudes_f16(uint32_t a, uint32_t b) {
+  uint32_t larger;
+  asm("{.reg .b32 x, y; abs.f16x2 x, %1; abs.f16x2 y, %2; max.NaN.f16x2 %0, x, y;}"
+      : "=r"(larger)
+      : "r"(a), "r"(b));
   return larger;
 }
 /// Product of numbers of which subnormal ones count as zero.

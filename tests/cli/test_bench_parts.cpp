@@ -243,10 +243,10 @@ TEST(Summary, SetsEverySampleAgainstItsOwnExperts) {
   Measurement measurement;
   measurement.tokens = 1;
   measurement.samples = {{400, 2}, {200, 1}, {1000, 5}};
-  MachineLimits limits;
-  limits.read_gbps = 10;
-  limits.f32_gflops = 1000;
-  const Summary summary = summarize(model, measurement, limits);
+  Calibration machine;
+  machine.limits.read_gbps = 10;
+  machine.limits.f32_gflops = 1000;
+  const Summary summary = summarize(model, measurement, machine);
   EXPECT_DOUBLE_EQ(summary.median_us, 400);
   EXPECT_DOUBLE_EQ(summary.distinct_experts, 8.0 / 3);
   EXPECT_DOUBLE_EQ(summary.gbps, 6.25);     // 2.5 MB in 400 us; the others 7.5 and 5.5
@@ -254,6 +254,20 @@ TEST(Summary, SetsEverySampleAgainstItsOwnExperts) {
   EXPECT_DOUBLE_EQ(summary.share, 0.625);
   EXPECT_DOUBLE_EQ(summary.gflops, 12000 / 400e3);
   EXPECT_TRUE(summary.memory_bound);
+}
+
+TEST(Calibration, ReadsBetweenTheMeasuredSizes) {
+  Calibration machine;
+  machine.limits.read_gbps = 1000;
+  EXPECT_DOUBLE_EQ(machine.read_us(5e6), 5);  // no sizes: by the rate
+  machine.launch_us = 1;
+  machine.streams = {
+      {.bytes = 1e6, .read_us = 3}, {.bytes = 2e6, .read_us = 4}, {.bytes = 10e6, .read_us = 10}};
+  EXPECT_DOUBLE_EQ(machine.read_us(1e6), 3);
+  EXPECT_DOUBLE_EQ(machine.read_us(1.5e6), 3.5);
+  EXPECT_DOUBLE_EQ(machine.read_us(6e6), 7);
+  EXPECT_DOUBLE_EQ(machine.read_us(0.5e6), 2.5);
+  EXPECT_DOUBLE_EQ(machine.read_us(20e6), 20);  // beyond: by the rate
 }
 
 }  // namespace

@@ -1,14 +1,12 @@
-#include "gpu/timing.h"
+#include "cuda/graph_timing.h"
 
 #include <algorithm>
 
 #include "core/math.h"
-#include "gpu/limits.h"
+#include "cuda/streaming.h"
 
-namespace switchyard::bench {
+namespace switchyard::cuda {
 namespace {
-
-using cuda::check;
 
 /// Median time of one replay of a graph that launches copies [0, count). Long ones are replayed
 /// less often, but three times at least.
@@ -90,13 +88,13 @@ double Limits::cached(std::map<int64_t, double>& known, int64_t bytes, Kind kind
   const int copies = rotation(rounded);
   const int64_t places = memory_.bytes() / rounded;
   double best = 0;
-  for (const bool persistent : {false, true}) {
+  for (const auto style : {StreamStyle::kPieces, StreamStyle::kWalk, StreamStyle::kOverlap}) {
     const Launch launch = [&](int i, cudaStream_t stream) {
       char* at = memory_.as<char>() + (i % places) * rounded;
       switch (kind) {
-        case Kind::kRead: return launch_read(at, rounded, persistent, stream);
-        case Kind::kWrite: return launch_write(at, rounded, persistent, stream);
-        case Kind::kCopy: return launch_copy(at + rounded / 2, at, rounded / 2, persistent, stream);
+        case Kind::kRead: return launch_read(at, rounded, style, stream);
+        case Kind::kWrite: return launch_write(at, rounded, style, stream);
+        case Kind::kCopy: return launch_copy(at + rounded / 2, at, rounded / 2, style, stream);
       }
     };
     const double us = time_graph(launch, copies).chain_us;
@@ -105,4 +103,4 @@ double Limits::cached(std::map<int64_t, double>& known, int64_t bytes, Kind kind
   return known[rounded] = best;
 }
 
-}  // namespace switchyard::bench
+}  // namespace switchyard::cuda
