@@ -43,6 +43,7 @@ struct Options {
   int64_t weight_sets = 0;
   double budget_s = 0.25;
   bool generic = false;
+  bool routed_only = false;
   std::string out;
 };
 
@@ -155,6 +156,7 @@ class Bench {
         format.empty() ? shape.spec : with_format(shape.spec, format_from_string(format));
     spec.activation_format = activation_format_from_string(activations);
     spec.routing.hash = false;  // the logits decide
+    if (options_.routed_only) spec.shared = {};
     fmt::print("{} {} x {}\n", shape.name, to_string(spec.weight_format),
                to_string(resolved_activation_format(spec, BackendKind::kCuda)));
     const cli::BenchModel model = pack_model(shape, spec, options_);
@@ -231,6 +233,7 @@ int main(int argc, char** argv) {
   app.add_option("--weight-sets", options.weight_sets, "exactly so many packed copies");
   app.add_option("--budget", options.budget_s, "seconds of replays per row")->capture_default_str();
   app.add_flag("--generic", options.generic, "only the generic kernels");
+  app.add_flag("--routed-only", options.routed_only, "without the shared experts");
   app.add_option("--json", options.out, "where the record goes");
   CLI11_PARSE(app, argc, argv);
   try {

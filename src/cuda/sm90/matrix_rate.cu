@@ -69,7 +69,7 @@ __global__ void __launch_bounds__(kGroups * 128, 1) matrix_rate_kernel(float* si
   wgmma_wait<0>();
   pin(sum);
   for (const auto value : sum) {
-    if (static_cast<float>(value) == 0.123f) *sink = 1;  // never: keeps the products
+    if (value == 1234567) *sink = 1;  // hardly ever: keeps the products
   }
 }
 
