@@ -13,6 +13,12 @@
 
 namespace switchyard {
 
+/// A call of Backend::route that is still to be made.
+struct RouteRequest {
+  RoutingSpec spec{};
+  ops::RouteArgs args{};
+};
+
 /// Routed experts end to end: quantise, sort, gate_up, down, combine.
 /// output[t] = addend[t] + sum over k of topk_weights[t, k] * expert(topk_ids[t,
 /// k])(hidden_states[t])
@@ -23,6 +29,10 @@ struct RunExpertsArgs {
   TensorView addend{};        ///< [T, W] f32 or empty; may be the same memory as an f32 output
   TensorView num_tokens{};    ///< [1] i32 or empty
   TensorView output{};        ///< [T, W] f32, bf16 or f16
+  /// Null: topk_ids and topk_weights hold the choice. Else they are the request's own outputs and
+  /// run() makes it first: a GPU routes and sorts a few tokens in one launch. Only for a token
+  /// count that routes() accepts; the request lives as long as the call.
+  const RouteRequest* route = nullptr;
 };
 
 /// Experts in the order a backend's kernels read them.
@@ -35,6 +45,8 @@ class PackedExperts {
   /// Appends the steps run() would take.
   virtual void plan(int64_t num_tokens, int64_t top_k, const MachineLimits& limits,
                     Plan& plan) const = 0;
+  /// Whether run() wants to route such a batch itself (RunExpertsArgs::route).
+  virtual bool routes(int64_t /*num_tokens*/) const { return false; }
   virtual void run(const RunExpertsArgs& args, Workspace workspace, Stream stream) const = 0;
   virtual void gate_up(const ops::GateUpArgs& args, Workspace workspace, Stream stream) const = 0;
   virtual void down(const ops::DownArgs& args, Workspace workspace, Stream stream) const = 0;

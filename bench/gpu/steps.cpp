@@ -15,7 +15,7 @@
 #include "backend.h"
 #include "core/expert_sort.h"
 #include "core/scale_layout.h"
-#include "cuda/sort.h"
+#include "cuda/route_sort.h"
 #include "gpu/timing.h"
 #include "switchyard/models.h"
 
@@ -49,7 +49,7 @@ class Report {
     row.update(extra);
     rows_.push_back(row);
     fmt::print(
-        "{:9} {:44} {:6} {:9.2f} us {:8.2f} single {:9.3f} MB {:7.0f} GB/s limit {:8.2f} us "
+        "{:10} {:44} {:6} {:9.2f} us {:8.2f} single {:9.3f} MB {:7.0f} GB/s limit {:8.2f} us "
         "{:4.0f} %\n",
         step, what, tokens, timing.chain_us, timing.single_us, static_cast<double>(bytes) * 1e-6,
         gbps, limit_us, 100 * limit_us / timing.chain_us);
@@ -215,6 +215,69 @@ void bench_route(Report& report, Limits& limits) {
   }
 }
 
+/// What a decode layer begins with, in one launch; lists in blocks of 8 rows.
+void bench_route_sort(Report& report, Limits& limits) {
+  struct Model {
+    const char* name;
+    RoutingSpec spec;
+    int64_t experts, top_k;
+    bool bias;
+  };
+  const Model models[] = {{"softmax E256 K8", {}, 256, 8, false},
+                          {"softmax E128 K4", {}, 128, 4, false},
+                          {"sigmoid, bias, 8 groups E256 K8",
+                           {.scoring = Scoring::kSigmoid, .num_groups = 8, .topk_groups = 4},
+                           256,
+                           8,
+                           true},
+                          {"sigmoid, bias E384 K8", {.scoring = Scoring::kSigmoid}, 384, 8, true},
+                          {"softmax E896 K16", {}, 896, 16, false}};
+  constexpr int64_t kUnit = 8;
+  constexpr int kCopies = 40;
+  for (const Model& m : models) {
+    for (const int64_t tokens : {1, 2, 4, 8, 16, 32, 64}) {
+      const int64_t pairs = tokens * m.top_k;
+      const int64_t rows = sort_capacity(tokens, m.top_k, m.experts, kUnit);
+      const DeviceBuffer logits = random_memory(kCopies * tokens * m.experts * 4, false, 3);
+      const DeviceBuffer bias = random_memory(m.experts * 4, false, 4);
+      const DeviceBuffer ids(kCopies * pairs * 4), weights(kCopies * pairs * 4);
+      const DeviceBuffer sorted(kCopies * rows * 4), sorted_weights(kCopies * rows * 4);
+      const DeviceBuffer experts(kCopies * rows * 4), valid(kCopies * 8);
+      const Launch launch = [&](int i, cudaStream_t stream) {
+        RouteRequest request{
+            .spec = m.spec,
+            .args = {
+                .router_logits = TensorView::contiguous(logits.as<float>() + i * tokens * m.experts,
+                                                        DataType::kF32, {tokens, m.experts}),
+                .topk_ids = TensorView::contiguous(ids.as<int32_t>() + i * pairs, DataType::kI32,
+                                                   {tokens, m.top_k}),
+                .topk_weights = TensorView::contiguous(weights.as<float>() + i * pairs,
+                                                       DataType::kF32, {tokens, m.top_k})}};
+        if (m.bias) {
+          request.args.selection_bias =
+              TensorView::contiguous(bias.data(), DataType::kF32, {m.experts});
+        }
+        cuda::route_and_sort(&request,
+                             {.topk_ids = ids.as<int32_t>() + i * pairs,
+                              .topk_weights = weights.as<int32_t>() + i * pairs,
+                              .tokens = {.limit = tokens},
+                              .top_k = static_cast<int32_t>(m.top_k),
+                              .num_experts = static_cast<int32_t>(m.experts),
+                              .unit_size = kUnit,
+                              .num_valid = 1,
+                              .sorted_ids = sorted.as<int32_t>() + i * rows,
+                              .sorted_weights = sorted_weights.as<int32_t>() + i * rows,
+                              .sorted_expert_ids = experts.as<int32_t>() + i * rows,
+                              .num_valid_ids = valid.as<int32_t>() + i * 2},
+                             nullptr, 0, {stream});
+      };
+      const int64_t bytes = tokens * m.experts * 4 + pairs * 8 + rows * 8;
+      report.add("route+sort", m.name, tokens, time_graph(launch, kCopies), bytes,
+                 limits.copy_us(bytes));
+    }
+  }
+}
+
 void bench_quantize(Report& report, Limits& limits) {
   struct Target {
     const char* name;
@@ -365,7 +428,7 @@ int main(int argc, char** argv) {
   using namespace switchyard::bench;
   CLI::App app{"Times the GPU steps beside the limits of this GPU"};
   std::string out;
-  std::vector<std::string> steps{"sort", "route", "quantize", "combine", "experts"};
+  std::vector<std::string> steps{"sort", "route", "route+sort", "quantize", "combine", "experts"};
   bool both_paths = false;
   app.add_option("--json", out, "where the record goes");
   app.add_option("--steps", steps, "which steps")->delimiter(',');
@@ -382,6 +445,7 @@ int main(int argc, char** argv) {
                           {"limits", calibration(limits)}};
     if (wanted("sort")) bench_sort(report, limits, both_paths);
     if (wanted("route")) bench_route(report, limits);
+    if (wanted("route+sort")) bench_route_sort(report, limits);
     if (wanted("quantize")) bench_quantize(report, limits);
     if (wanted("combine")) bench_combine(report, limits);
     if (wanted("experts")) bench_experts(report, limits);

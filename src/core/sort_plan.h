@@ -12,6 +12,7 @@
 
 #include "core/expert_sort.h"
 #include "core/math.h"
+#include "switchyard/layer_spec.h"
 
 namespace switchyard {
 
@@ -38,7 +39,7 @@ inline constexpr int64_t kSortPairsPerPass = 4096;
 /// (H200, results/h200/steps.json).
 inline constexpr int64_t kSortOneShotPairs = 8192;
 /// Every block reads the counts of all, so more chunks are not faster.
-inline constexpr int64_t kSortMaxChunks = 64;
+inline constexpr int64_t kSortMaxChunks = 128;
 inline constexpr int64_t kSortMaxPartials = 8;
 inline constexpr int64_t kSortMaxBitmapWords = 64 * 1024 / 4;
 
@@ -51,17 +52,12 @@ constexpr int64_t sort_num_partials(int64_t num_experts) {
   const int64_t fit = kSortThreads / (sort_count_stride(num_experts) / 2);
   return fit < 1 ? 1 : fit < kSortMaxPartials ? fit : kSortMaxPartials;
 }
-/// Blocks of rows that a one-shot batch can have.
-constexpr int64_t sort_max_blocks(int64_t num_tokens, int64_t top_k, int64_t num_experts,
-                                  int64_t unit_size) {
-  return max_padded_rows(num_tokens, top_k, num_experts, unit_size) / unit_size;
-}
-
-/// 32-bit words of shared memory that both paths begin with: scratch of the block-wide scan and
-/// flags; bitmaps; cursor, total, first block and local id of every expert.
+/// Sums of 32 experts each, two words a sum.
+inline constexpr int64_t kSortScanWords = 2 * kMaxExperts / 32;
+/// 32-bit words of shared memory that both paths begin with: scratch of the scan over experts and
+/// flags; bitmaps; total, first block and local id of every expert, list of the active ones.
 constexpr int64_t sort_common_words(int64_t num_experts, int64_t bitmap_words) {
-  constexpr int64_t kScratchWords = 2 * 32 + 2;
-  return align_up<int64_t>(kScratchWords + num_experts * bitmap_words + 4 * num_experts + 1, 2);
+  return align_up<int64_t>(kSortScanWords + 2 + num_experts * (bitmap_words + 4), 2);
 }
 
 namespace detail {
@@ -83,10 +79,7 @@ constexpr SortPlan plan_one_shot(int64_t num_tokens, int64_t top_k, int64_t num_
   plan.num_blocks = by_rows < kMaxBlocks ? by_rows : kMaxBlocks;
   if (plan.num_blocks < by_pairs) plan.num_blocks = by_pairs;
   if (plan.num_blocks < 1) plan.num_blocks = 1;
-  // The expert of every block of rows, 16 bits each.
-  const int64_t table =
-      ceil_div<int64_t>(sort_max_blocks(num_tokens, top_k, num_experts, unit_size), 2);
-  plan.shared_bytes = (sort_common_words(num_experts, plan.bitmap_words) + table) * 4;
+  plan.shared_bytes = sort_common_words(num_experts, plan.bitmap_words) * 4;
   return plan;
 }
 
@@ -103,11 +96,11 @@ constexpr SortPlan plan_chunked(int64_t num_tokens, int64_t top_k, int64_t num_e
   if (pass < kWordBits) pass = kWordBits;
   plan.tokens_per_pass = pass < plan.tokens_per_chunk ? pass : plan.tokens_per_chunk;
   plan.bitmap_words = (plan.tokens_per_pass / kWordBits) | 1;
-  // Staged pairs (pair and expert in one word, weight in another); offset of every expert among
-  // them; partial sums over the chunks.
+  // Staged pairs (pair and expert in one word, weight in another); offset and cursor of every
+  // expert; partial sums over the chunks.
   const int64_t partials = 2 * sort_num_partials(num_experts) * sort_count_stride(num_experts);
   plan.shared_bytes = (sort_common_words(num_experts, plan.bitmap_words) + 2 * kSortPairsPerPass +
-                       num_experts + partials) *
+                       2 * num_experts + partials) *
                       4;
   return plan;
 }

@@ -22,7 +22,6 @@ TokenCount token_count(const TensorView& on_device, int64_t limit) {
   return {.limit = limit, .on_device = on_device.as<const int32_t>()};
 }
 int32_t to_i32(int64_t value) { return static_cast<int32_t>(value); }
-bool is_wide(const TensorView& ids) { return ids.type == DataType::kI64; }
 
 class CudaBackend final : public Backend {
  public:
@@ -30,9 +29,9 @@ class CudaBackend final : public Backend {
   std::string why_unavailable(int device) const override { return why_no_device(device); }
 
   std::string why_unsupported(const LayerSpec& spec) const override {
-    if (spec.routing.num_groups > kMaxGroups) {
+    if (spec.routing.num_groups > kMaxRoutedGroups) {
       return fmt::format("num_groups is {}; the routing kernel takes at most {}",
-                         spec.routing.num_groups, kMaxGroups);
+                         spec.routing.num_groups, kMaxRoutedGroups);
     }
     return {};
   }
@@ -45,30 +44,11 @@ class CudaBackend final : public Backend {
     const Scope scope(where);
     require_reachable("router_logits", args.router_logits);
     require_reachable("topk_ids", args.topk_ids);
-    if (spec.num_groups > kMaxGroups) {
+    if (spec.num_groups > kMaxRoutedGroups) {
       throw Error(ErrorCode::kUnsupported, fmt::format("num_groups is {}; cuda takes at most {}",
-                                                       spec.num_groups, kMaxGroups));
+                                                       spec.num_groups, kMaxRoutedGroups));
     }
-    cuda::route({.spec = spec,
-                 .logits = args.router_logits.data,
-                 .logits_type = args.router_logits.type,
-                 .logit_bias = args.logit_bias.data,
-                 .logit_bias_type = args.logit_bias.type,
-                 .selection_bias = args.selection_bias.as<const float>(),
-                 .per_expert_scale = args.per_expert_scale.as<const float>(),
-                 .input_ids = args.input_ids.data,
-                 .input_ids_wide = is_wide(args.input_ids),
-                 .tid2eid = args.tid2eid.data,
-                 .tid2eid_wide = is_wide(args.tid2eid),
-                 .vocab = args.tid2eid.empty() ? 0 : args.tid2eid.extent(0),
-                 .tokens = token_count(args.num_tokens, args.router_logits.extent(0)),
-                 .num_experts = to_i32(args.router_logits.extent(1)),
-                 .top_k = to_i32(args.topk_ids.extent(1) - args.num_fused_shared),
-                 .num_fused_shared = to_i32(args.num_fused_shared),
-                 .fused_shared_weight = args.fused_shared_weight,
-                 .topk_ids = args.topk_ids.as<int32_t>(),
-                 .topk_weights = args.topk_weights.as<float>()},
-                where.stream);
+    cuda::route(route_job(spec, args), where.device, where.stream);
   }
 
   int64_t sort_workspace_bytes(int64_t num_tokens, int64_t top_k, int64_t num_experts,
@@ -211,8 +191,6 @@ class CudaBackend final : public Backend {
   }
 
  private:
-  static constexpr int32_t kMaxGroups = 128;  // 32 lanes, four groups each
-
   /// A usable device, current while the step is launched.
   struct Scope {
     explicit Scope(const ops::Execution& where)

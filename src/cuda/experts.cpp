@@ -8,7 +8,6 @@
 #include "cuda/combine.h"
 #include "cuda/reachable.h"
 #include "cuda/sm90/fp4_experts.h"
-#include "cuda/sort.h"
 
 namespace switchyard::cuda {
 namespace {
@@ -229,8 +228,7 @@ CudaExperts::Batch CudaExperts::sort_chunk(const RunExpertsArgs& args, int64_t b
   if (!args.topk_weights.empty()) {
     job.topk_weights = args.topk_weights.as<const int32_t>() + begin * top_k;
   }
-  sort(job, plan_sort(num_tokens, top_k, spec_.num_experts, unit),
-       layout.sort_scratch.in(workspace), device_, stream);
+  route_and_sort(args.route, job, layout.sort_scratch.in(workspace), device_, stream);
   batch.map.sorted_ids = job.sorted_ids;
   batch.map.sorted_weights = layout.sorted_weights.in<const float>(workspace);
   batch.map.sorted_expert_ids = job.sorted_expert_ids;
@@ -276,6 +274,7 @@ void CudaExperts::run(const RunExpertsArgs& args, Workspace workspace, Stream st
   require_reachable("hidden_states", args.hidden_states);
   require_reachable("output", args.output);
   require_reachable("workspace", TensorView{.data = workspace.data});
+  if (args.route != nullptr) require_reachable("router_logits", args.route->args.router_logits);
   const int64_t num_tokens = args.hidden_states.extent(0);
   const int64_t top_k = args.topk_ids.empty() ? 1 : args.topk_ids.extent(1);
   if (num_tokens == 0) return;

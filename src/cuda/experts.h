@@ -8,6 +8,7 @@
 #include "cuda/grouped_gemm.h"
 #include "cuda/pack_weights.h"
 #include "cuda/quantize.h"
+#include "cuda/route_sort.h"
 #include "cuda/tuned_experts.h"
 
 namespace switchyard::cuda {
@@ -31,6 +32,9 @@ class CudaExperts final : public PackedExperts {
   int64_t workspace_bytes(int64_t max_tokens, int64_t top_k) const override;
   void plan(int64_t num_tokens, int64_t top_k, const MachineLimits& limits,
             Plan& plan) const override;
+  bool routes(int64_t num_tokens) const override {
+    return can_route_and_sort(spec_, num_tokens, device_);
+  }
   void run(const RunExpertsArgs& args, Workspace workspace, Stream stream) const override;
   void gate_up(const ops::GateUpArgs& args, Workspace workspace, Stream stream) const override;
   void down(const ops::DownArgs& args, Workspace workspace, Stream stream) const override;

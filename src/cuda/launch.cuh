@@ -18,6 +18,7 @@ struct LaunchShape {
   /// The kernel may start before the one launched just before it in the stream has ended; it calls
   /// wait_for_previous_kernel() before it reads that one's output. Needs sm_90.
   bool overlap_previous = false;
+  unsigned cluster = 1;  ///< blocks that share a cluster; sm_90
 };
 
 /// Whether kernels of the current device may overlap.
@@ -41,16 +42,25 @@ template <class... Params, class... Args>
 void launch(void (*kernel)(Params...), const LaunchShape& shape, cudaStream_t stream,
             Args&&... args) {
   allow_shared_bytes(kernel, shape.shared_bytes);
-  cudaLaunchAttribute overlap{};
-  overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  overlap.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchAttribute attributes[2]{};
   cudaLaunchConfig_t config{};
   config.gridDim = shape.grid;
   config.blockDim = shape.block;
   config.dynamicSmemBytes = static_cast<size_t>(shape.shared_bytes);
   config.stream = stream;
-  config.attrs = &overlap;
-  config.numAttrs = shape.overlap_previous ? 1 : 0;
+  config.attrs = attributes;
+  if (shape.overlap_previous) {
+    cudaLaunchAttribute& overlap = attributes[config.numAttrs++];
+    overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    overlap.val.programmaticStreamSerializationAllowed = 1;
+  }
+  if (shape.cluster > 1) {
+    cudaLaunchAttribute& cluster = attributes[config.numAttrs++];
+    cluster.id = cudaLaunchAttributeClusterDimension;
+    cluster.val.clusterDim.x = shape.cluster;
+    cluster.val.clusterDim.y = 1;
+    cluster.val.clusterDim.z = 1;
+  }
   check(cudaLaunchKernelEx(&config, kernel, std::forward<Args>(args)...), "kernel launch");
 }
 

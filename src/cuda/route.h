@@ -2,10 +2,11 @@
 // Router logits to experts, with the batch as a kernel sees it.
 
 #include "cuda/token_count.h"
-#include "switchyard/layer_spec.h"
-#include "switchyard/tensor.h"
+#include "switchyard/ops.h"
 
 namespace switchyard::cuda {
+
+inline constexpr int32_t kMaxRoutedGroups = 128;
 
 struct RouteJob {
   RoutingSpec spec{};
@@ -28,6 +29,8 @@ struct RouteJob {
   int32_t* topk_ids = nullptr;    ///< [T, top_k + num_fused_shared]
   float* topk_weights = nullptr;  ///< likewise
 };
-void route(const RouteJob& job, Stream stream);
+RouteJob route_job(const RoutingSpec& spec, const ops::RouteArgs& args);
+
+void route(const RouteJob& job, int device, Stream stream);
 
 }  // namespace switchyard::cuda

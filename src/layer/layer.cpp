@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <array>
 #include <new>
+#include <optional>
 #include <utility>
 #include <vector>
 
@@ -70,12 +71,16 @@ struct Layer::Impl {
 
   void pack(const Weights& weights);
   LayerWorkspace workspace(int64_t num_tokens) const;
-  std::pair<TensorView, TensorView> route(const ForwardArgs& args, const LayerWorkspace& layout,
-                                          Workspace workspace, Stream stream) const;
+  /// Where the choice of experts is, or will be once the request is carried out.
+  struct Choice {
+    TensorView topk_ids, topk_weights;
+    std::optional<RouteRequest> request{};
+  };
+  Choice route(const ForwardArgs& args, const LayerWorkspace& layout, Workspace workspace,
+               Stream stream) const;
   TensorView run_shared(const ForwardArgs& args, const LayerWorkspace& layout, Workspace workspace,
                         Stream stream) const;
-  void run_experts(const ForwardArgs& args, const TensorView& topk_ids,
-                   const TensorView& topk_weights, const TensorView& addend,
+  void run_experts(const ForwardArgs& args, const Choice& choice, const TensorView& addend,
                    const LayerWorkspace& layout, Workspace workspace, Stream stream) const;
   void plan_linear(const char* step, const PackedLinear* linear, int64_t rows, int64_t cols,
                    const MachineLimits& limits, Plan& plan) const;
@@ -174,15 +179,16 @@ void Layer::forward(const ForwardArgs& args, Workspace workspace, Stream stream)
   const LayerWorkspace layout = layer.workspace(num_tokens);
   validate_forward_workspace(args, workspace, layout.bytes);
 
-  const auto [topk_ids, topk_weights] = layer.route(args, layout, workspace, stream);
+  const Impl::Choice choice = layer.route(args, layout, workspace, stream);
   const TensorView addend = layer.run_shared(args, layout, workspace, stream);
-  layer.run_experts(args, topk_ids, topk_weights, addend, layout, workspace, stream);
+  layer.run_experts(args, choice, addend, layout, workspace, stream);
 }
 
-std::pair<TensorView, TensorView> Layer::Impl::route(const ForwardArgs& args,
-                                                     const LayerWorkspace& layout,
-                                                     Workspace workspace, Stream stream) const {
-  if (!args.topk_ids.empty()) return {args.topk_ids, args.topk_weights};
+Layer::Impl::Choice Layer::Impl::route(const ForwardArgs& args, const LayerWorkspace& layout,
+                                       Workspace workspace, Stream stream) const {
+  if (!args.topk_ids.empty()) {
+    return {.topk_ids = args.topk_ids, .topk_weights = args.topk_weights};
+  }
   const int64_t num_tokens = args.hidden_states.extent(0);
   TensorView logits = args.router_logits;
   if (logits.empty()) {
@@ -209,20 +215,26 @@ std::pair<TensorView, TensorView> Layer::Impl::route(const ForwardArgs& args,
   };
   const TensorView ids = out(args.topk_ids_out, layout.topk_ids, DataType::kI32);
   const TensorView weights = out(args.topk_weights_out, layout.topk_weights, DataType::kF32);
-  backend().route(spec.routing,
-                  {.router_logits = logits,
-                   .logit_bias = logit_bias.view,
-                   .selection_bias = selection_bias.view,
-                   .per_expert_scale = per_expert_scale.view,
-                   .input_ids = args.input_ids,
-                   .tid2eid = tid2eid.view,
-                   .num_fused_shared = spec.num_fused_shared,
-                   .fused_shared_weight = spec.fused_shared_weight,
-                   .num_tokens = args.num_tokens,
-                   .topk_ids = ids,
-                   .topk_weights = weights},
-                  {.backend = backend().kind(), .device = options.device, .stream = stream});
-  return {ids, weights};
+  const RouteRequest request{.spec = spec.routing,
+                             .args = {.router_logits = logits,
+                                      .logit_bias = logit_bias.view,
+                                      .selection_bias = selection_bias.view,
+                                      .per_expert_scale = per_expert_scale.view,
+                                      .input_ids = args.input_ids,
+                                      .tid2eid = tid2eid.view,
+                                      .num_fused_shared = spec.num_fused_shared,
+                                      .fused_shared_weight = spec.fused_shared_weight,
+                                      .num_tokens = args.num_tokens,
+                                      .topk_ids = ids,
+                                      .topk_weights = weights}};
+  Choice choice{.topk_ids = ids, .topk_weights = weights};
+  if (experts->routes(num_tokens)) {
+    choice.request = request;
+  } else {
+    backend().route(request.spec, request.args,
+                    {.backend = backend().kind(), .device = options.device, .stream = stream});
+  }
+  return choice;
 }
 
 TensorView Layer::Impl::run_shared(const ForwardArgs& args, const LayerWorkspace& layout,
@@ -249,17 +261,17 @@ TensorView Layer::Impl::run_shared(const ForwardArgs& args, const LayerWorkspace
   return output;
 }
 
-void Layer::Impl::run_experts(const ForwardArgs& args, const TensorView& topk_ids,
-                              const TensorView& topk_weights, const TensorView& addend,
-                              const LayerWorkspace& layout, Workspace workspace,
-                              Stream stream) const {
+void Layer::Impl::run_experts(const ForwardArgs& args, const Choice& choice,
+                              const TensorView& addend, const LayerWorkspace& layout,
+                              Workspace workspace, Stream stream) const {
   const Workspace step = layout.step.of(workspace);
   RunExpertsArgs run{.hidden_states = args.hidden_states,
-                     .topk_ids = topk_ids,
-                     .topk_weights = topk_weights,
+                     .topk_ids = choice.topk_ids,
+                     .topk_weights = choice.topk_weights,
                      .addend = addend,
                      .num_tokens = args.num_tokens,
-                     .output = args.output};
+                     .output = args.output,
+                     .route = choice.request ? &*choice.request : nullptr};
   if (spec.latent_size == 0) {
     experts->run(run, step, stream);
     return;

@@ -1,0 +1,447 @@
+#pragma once
+// One token routed by one warp: core/gating.h in the arithmetic and the order of that file, so the
+// choice and the weights have the CPU's bits.
+//
+// Lane l holds experts l * kSlots ... (l + 1) * kSlots - 1: a group is a run of lanes, and lanes in
+// order are experts in order. The top k are found in two steps: the k-th largest of the lanes'
+// maxima is a threshold that few experts reach, and those few are ranked against each other. Every
+// step compares all with all through shared memory: rounds of warp reductions (46 clocks each) are
+// a longer chain, which is what a single token waits for.
+
+#include "core/gating.h"
+#include "core/math.h"
+#include "cuda/route.h"
+#include "cuda/vector_io.cuh"
+
+namespace switchyard::cuda {
+
+inline constexpr int kLanes = 32;
+inline constexpr uint32_t kAllLanes = ~0u;
+
+struct RouteParams {
+  RouteJob job;
+  bool whole_lanes;  ///< a lane's logits and biases are all there and aligned, or none is
+};
+
+RouteParams route_params(const RouteJob& job);
+/// The kSlots of a TokenRouter for so many experts.
+int route_slots(int32_t num_experts);
+
+/// Shared memory of one warp. A key that is NaN takes no part: no comparison finds it larger.
+struct alignas(16) RouteScratch {
+  float lane_keys[kLanes];     // best of each lane
+  float keys[kLanes];          // of the candidates, ascending experts
+  int32_t candidates[kLanes];  // their experts
+  float values[kLanes];        // and what their weights are made of
+  float group_keys[kMaxRoutedGroups];
+  bool kept[kMaxRoutedGroups];
+  int32_t ids[kMaxTopK + 1];   // in order of choice
+  float scores[kMaxTopK + 1];  // likewise
+};
+
+/// Unsigned integers in the order of the floats, and back.
+__device__ inline uint32_t ordered(float value) {
+  const auto bits = static_cast<int32_t>(__float_as_uint(value));
+  return static_cast<uint32_t>(bits ^ (bits >> 31 | INT32_MIN));
+}
+__device__ inline float from_ordered(uint32_t key) {
+  return __uint_as_float((key & 0x80000000u) != 0 ? key & 0x7fffffffu : ~key);
+}
+/// selection_key of a finite number, and NaN for NaN.
+__device__ inline float flushed(float value) {
+  float key;
+  asm("add.ftz.f32 %0, %1, 0f00000000;" : "=f"(key) : "f"(value));
+  return key;
+}
+
+template <int kSlots>
+class TokenRouter {
+ public:
+  __device__ TokenRouter(const RouteParams& params, RouteScratch& scratch)
+      : job_(params.job), whole_lanes_(params.whole_lanes), scratch_(scratch) {}
+
+  /// Calls emit(column, expert, weight) for this lane's columns of topk_ids, those k with k % 32 ==
+  /// lane; expert -1 for a token that is not there or has no experts.
+  template <class Emit>
+  __device__ void route(int64_t token, bool exists, Emit emit) {
+    first_logit_ = token * job_.num_experts;
+    bool routed = exists;
+    if (exists) {
+      load_logits();
+      if (job_.spec.scoring == Scoring::kSoftmax) max_ = max_logit();
+      if (job_.spec.hash) {
+        routed = look_up(token);
+      } else {
+        choose();
+      }
+    }
+    const float divisor = routed ? weigh() : 1.0f;
+    const int columns = job_.top_k + job_.num_fused_shared;
+    for (int k = lane_; k < columns; k += kLanes) {
+      if (!routed) {
+        emit(k, -1, 0.0f);
+      } else if (k >= job_.top_k) {
+        emit(k, job_.num_experts + k - job_.top_k, job_.fused_shared_weight);
+      } else {
+        const int id = scratch_.ids[k];
+        const float scale = job_.per_expert_scale == nullptr ? 1.0f : job_.per_expert_scale[id];
+        emit(k, id, scratch_.scores[k] / divisor * job_.spec.routed_scaling_factor * scale);
+      }
+    }
+  }
+
+ private:
+  static constexpr int kUnroll = kSlots <= 32 ? kSlots : 1;  // more slots live in local memory
+
+  __device__ static float nothing() { return __uint_as_float(0x7fffffffu); }
+  __device__ int expert(int slot) const { return lane_ * kSlots + slot; }
+  __device__ bool has(int slot) const { return expert(slot) < job_.num_experts; }
+
+  __device__ float biased(float logit, int e) const {
+    if (job_.logit_bias != nullptr) logit += load_one(job_.logit_bias, job_.logit_bias_type, e);
+    return fminf(fmaxf(logit, -FLT_MAX), FLT_MAX);  // finite_logit: fmaxf prefers the number to NaN
+  }
+  __device__ float logit_of(int e) const {
+    return biased(load_one(job_.logits, job_.logits_type, first_logit_ + e), e);
+  }
+
+  /// This lane's part of a row of floats.
+  __device__ static void load_floats(const float* row, float (&to)[kSlots]) {
+#pragma unroll kUnroll
+    for (int j = 0; j < kSlots; j += 4) {
+      const float4 four = reinterpret_cast<const float4*>(row)[j / 4];
+      to[j] = four.x;
+      to[j + 1] = four.y;
+      to[j + 2] = four.z;
+      to[j + 3] = four.w;
+    }
+  }
+  __device__ void load_halves(const uint16_t* row, bool bf16) {
+#pragma unroll kUnroll
+    for (int j = 0; j < kSlots; j += 4) {
+      const uint2 four = reinterpret_cast<const uint2*>(row)[j / 4];
+      const uint32_t pairs[] = {four.x, four.y};
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        logits_[j + 2 * i] = bf16 ? __uint_as_float(pairs[i] << 16) : f16_bits_to_f32(pairs[i]);
+        logits_[j + 2 * i + 1] =
+            bf16 ? __uint_as_float(pairs[i] & 0xffff0000u) : f16_bits_to_f32(pairs[i] >> 16);
+      }
+    }
+  }
+  /// NaN in slots without an expert.
+  __device__ void load_logits() {
+    if (!whole_lanes_) {
+#pragma unroll kUnroll
+      for (int j = 0; j < kSlots; ++j) logits_[j] = has(j) ? logit_of(expert(j)) : nothing();
+      return;
+    }
+    if (!has(0)) {
+#pragma unroll kUnroll
+      for (int j = 0; j < kSlots; ++j) logits_[j] = nothing();
+      return;
+    }
+    const int64_t at = first_logit_ + expert(0);
+    if (job_.logits_type == DataType::kF32) {
+      load_floats(static_cast<const float*>(job_.logits) + at, logits_);
+    } else {
+      load_halves(static_cast<const uint16_t*>(job_.logits) + at,
+                  job_.logits_type == DataType::kBf16);
+    }
+#pragma unroll kUnroll
+    for (int j = 0; j < kSlots; ++j) logits_[j] = biased(logits_[j], expert(j));
+  }
+
+  __device__ float max_logit() const {
+    float best = -FLT_MAX;
+#pragma unroll kUnroll
+    for (int j = 0; j < kSlots; ++j) best = fmaxf(best, logits_[j]);
+    return from_ordered(__reduce_max_sync(kAllLanes, ordered(best)));
+  }
+  /// Sum over all experts in lane_sum's order, which is not that of the slots: reads them again.
+  __device__ float denominator() const {
+    float sum = 0.0f;
+    for (int e = lane_; e < job_.num_experts; e += kLanes) {
+      sum += gating_score(Scoring::kSoftmax, logit_of(e), max_);
+    }
+#pragma unroll
+    for (int width = kLanes / 2; width > 0; width /= 2) {
+      sum += __shfl_xor_sync(kAllLanes, sum, width);
+    }
+    return sum;
+  }
+
+  __device__ bool keys_are_logits() const {
+    const bool sums_groups =
+        job_.spec.num_groups > 1 && job_.spec.group_score == GroupScore::kTop2Sum;
+    return job_.selection_bias == nullptr && !sums_groups;
+  }
+  __device__ void load_biases(float (&biases)[kSlots]) const {
+    if (job_.selection_bias != nullptr && whole_lanes_ && has(0)) {
+      return load_floats(job_.selection_bias + expert(0), biases);
+    }
+#pragma unroll kUnroll
+    for (int j = 0; j < kSlots; ++j) {
+      biases[j] = job_.selection_bias != nullptr && has(j) ? job_.selection_bias[expert(j)] : 0.0f;
+    }
+  }
+  /// Where keys are not the logits, scores take the logits' place.
+  __device__ void make_keys() {
+    if (keys_are_logits()) {
+#pragma unroll kUnroll
+      for (int j = 0; j < kSlots; ++j) keys_[j] = flushed(logits_[j]);
+      return;
+    }
+    load_biases(keys_);
+    const bool softmax = job_.spec.scoring == Scoring::kSoftmax;
+    const float divisor = softmax ? denominator() : 1.0f;
+#pragma unroll kUnroll
+    for (int j = 0; j < kSlots; ++j) {
+      const float score = gating_score(job_.spec.scoring, logits_[j], max_);
+      const float key = selection_key((softmax ? score / divisor : score) + keys_[j]);
+      keys_[j] = has(j) ? key : nothing();
+      logits_[j] = score;
+    }
+  }
+
+  __device__ static void offer(float key, float& best, float& second) {
+    second = fmaxf(second, fminf(best, key));
+    best = fmaxf(best, key);
+  }
+  __device__ float group_key(float best, float second, int group_size) const {
+    if (job_.spec.group_score == GroupScore::kMax || group_size == 1) return best;
+    return selection_key(best + second);
+  }
+  /// Groups that are 2^n whole lanes each: all of them at once.
+  __device__ void find_group_keys(int group_size) {
+    float best = -INFINITY;
+    float second = -INFINITY;
+#pragma unroll kUnroll
+    for (int j = 0; j < kSlots; ++j) offer(keys_[j], best, second);
+    const int lanes = group_size / kSlots;
+    for (int width = 1; width < lanes; width *= 2) {
+      const float other_best = __shfl_xor_sync(kAllLanes, best, width);
+      const float other_second = __shfl_xor_sync(kAllLanes, second, width);
+      second = fmaxf(fmaxf(second, other_second), fminf(best, other_best));
+      best = fmaxf(best, other_best);
+    }
+    if (lane_ % lanes == 0 && has(0)) {
+      scratch_.group_keys[lane_ / lanes] = group_key(best, second, group_size);
+    }
+  }
+  /// Groups of any size, one after the other.
+  __device__ void find_uneven_group_keys(int group_size) {
+    for (int group = 0; group < job_.spec.num_groups; ++group) {
+      float best = -INFINITY;
+      float second = -INFINITY;
+#pragma unroll kUnroll
+      for (int j = 0; j < kSlots; ++j) {
+        const auto offset = static_cast<unsigned>(expert(j) - group * group_size);
+        if (offset < static_cast<unsigned>(group_size)) offer(keys_[j], best, second);
+      }
+      const uint32_t all_best = __reduce_max_sync(kAllLanes, ordered(best));
+      const uint32_t holders = __ballot_sync(kAllLanes, ordered(best) == all_best);
+      const bool first = lane_ == __ffs(static_cast<int>(holders)) - 1;
+      const uint32_t all_second = __reduce_max_sync(kAllLanes, ordered(first ? second : best));
+      if (lane_ == 0) {
+        scratch_.group_keys[group] =
+            group_key(from_ordered(all_best), from_ordered(all_second), group_size);
+      }
+    }
+  }
+  /// Takes the experts outside the best groups out of the choice.
+  __device__ void keep_best_groups() {
+    const int num_groups = job_.spec.num_groups;
+    const int group_size = job_.num_experts / num_groups;
+    const int lanes = group_size / kSlots;
+    const bool even = lanes > 0 && lanes * kSlots == group_size && (lanes & (lanes - 1)) == 0;
+    if (even) {
+      find_group_keys(group_size);
+    } else {
+      find_uneven_group_keys(group_size);
+    }
+    __syncwarp();
+    for (int group = lane_; group < num_groups; group += kLanes) {
+      const float key = scratch_.group_keys[group];
+      int rank = 0;
+      for (int other = 0; other < num_groups; ++other) {
+        rank += precedes(scratch_.group_keys[other], other, key, group) ? 1 : 0;
+      }
+      scratch_.kept[group] = rank < job_.spec.topk_groups;
+    }
+    __syncwarp();
+    const bool lane_kept = even && has(0) && scratch_.kept[lane_ / lanes];
+#pragma unroll kUnroll
+    for (int j = 0; j < kSlots; ++j) {
+      const bool keep = even ? lane_kept : has(j) && scratch_.kept[expert(j) / group_size];
+      if (!keep) keys_[j] = nothing();
+    }
+  }
+
+  /// Largest key of the lane, as a tree.
+  __device__ float largest_key() const {
+    float tree[kSlots];
+#pragma unroll kUnroll
+    for (int j = 0; j < kSlots; ++j) tree[j] = keys_[j];
+#pragma unroll
+    for (int width = kSlots / 2; width > 0; width /= 2) {
+#pragma unroll kUnroll
+      for (int j = 0; j < width; ++j) tree[j] = fmaxf(tree[j], tree[j + width]);
+    }
+    return tree[0];
+  }
+  /// A key that at least top_k experts reach: of the lanes' best ones the k-th largest.
+  __device__ float threshold_key() {
+    const float best = largest_key();
+    scratch_.lane_keys[lane_] = best;
+    scratch_.keys[lane_] = nothing();  // for gather_candidates
+    __syncwarp();
+    int rank = 0;
+#pragma unroll
+    for (int first = 0; first < kLanes; first += 4) {
+      const float4 four = *reinterpret_cast<const float4*>(scratch_.lane_keys + first);
+      rank += (four.x > best ? 1 : 0) + (four.y > best ? 1 : 0) + (four.z > best ? 1 : 0) +
+              (four.w > best ? 1 : 0);
+    }
+    const bool counts = best == best;
+    const uint32_t lowest =
+        __reduce_min_sync(kAllLanes, counts && rank < job_.top_k ? ordered(best) : kAllLanes);
+    const bool enough = __popc(__ballot_sync(kAllLanes, counts)) >= job_.top_k;
+    return enough ? from_ordered(lowest) : -INFINITY;
+  }
+  /// Moves the experts that reach the threshold to scratch, in order, and returns how many they
+  /// are; more than kLanes are only counted.
+  __device__ int gather_candidates(float threshold) {
+    uint32_t chosen = 0;
+#pragma unroll
+    for (int j = 0; j < kSlots; ++j) chosen |= keys_[j] >= threshold ? 1u << j : 0u;
+    const int count = __popc(chosen);
+    const uint32_t lower_lanes = (1u << lane_) - 1;
+    int before = 0;
+    int all = 0;
+#pragma unroll
+    for (int bit = 1; bit <= kSlots; bit *= 2) {
+      const uint32_t lanes = __ballot_sync(kAllLanes, (count & bit) != 0);
+      before += bit * __popc(lanes & lower_lanes);
+      all += bit * __popc(lanes);
+    }
+    if (all > kLanes) return all;
+#pragma unroll
+    for (int j = 0; j < kSlots; ++j) {
+      if ((chosen >> j & 1u) == 0) continue;
+      scratch_.keys[before] = keys_[j];
+      scratch_.candidates[before] = expert(j);
+      scratch_.values[before] = logits_[j];
+      ++before;
+    }
+    __syncwarp();
+    return all;
+  }
+  /// Every candidate counts those that precede it: its place in the order of choice.
+  __device__ void rank_candidates(int count) {
+    const float key = scratch_.keys[lane_];
+    int rank = 0;
+    for (int first = 0; first < count; first += 4) {
+      const float4 four = *reinterpret_cast<const float4*>(scratch_.keys + first);
+      const float others[] = {four.x, four.y, four.z, four.w};
+#pragma unroll
+      for (int i = 0; i < 4; ++i) rank += precedes(others[i], first + i, key, lane_) ? 1 : 0;
+    }
+    if (lane_ < count && rank < job_.top_k) {
+      scratch_.ids[rank] = scratch_.candidates[lane_];
+      scratch_.scores[rank] = scratch_.values[lane_];
+    }
+  }
+  /// The plain way, for many equal keys and many choices: a round takes the best of all.
+  __device__ void take_one_by_one() {
+    for (int k = 0; k < job_.top_k; ++k) {
+      const float best = largest_key();
+      const float winner =
+          from_ordered(__reduce_max_sync(kAllLanes, best == best ? ordered(best) : 0u));
+      auto mine = kAllLanes;
+#pragma unroll kUnroll
+      for (int j = kSlots - 1; j >= 0; --j) {
+        if (keys_[j] == winner) mine = static_cast<uint32_t>(expert(j));
+      }
+      const auto id = static_cast<int>(__reduce_min_sync(kAllLanes, mine));
+#pragma unroll kUnroll
+      for (int j = 0; j < kSlots; ++j) {
+        if (expert(j) != id) continue;
+        keys_[j] = nothing();
+        scratch_.ids[k] = id;
+        scratch_.scores[k] = logits_[j];
+      }
+    }
+  }
+
+  /// Experts in order of choice to scratch, and the logit or score of each.
+  __device__ void choose() {
+    make_keys();
+    if (job_.spec.num_groups > 1) keep_best_groups();
+    if constexpr (kSlots <= kLanes) {
+      if (job_.top_k <= kLanes) {
+        const int count = gather_candidates(threshold_key());
+        if (count <= kLanes) return rank_candidates(count);
+      }
+    }
+    take_one_by_one();
+  }
+
+  /// The same from the table; false for an id outside the vocabulary or an entry outside the
+  /// experts.
+  __device__ bool look_up(int64_t token) {
+    const int64_t input = job_.input_ids_wide ? static_cast<const int64_t*>(job_.input_ids)[token]
+                                              : static_cast<const int32_t*>(job_.input_ids)[token];
+    if (input < 0 || input >= job_.vocab) return false;
+    bool inside = true;
+    for (int k = lane_; k < job_.top_k; k += kLanes) {
+      const int64_t at = input * job_.top_k + k;
+      const int64_t id = job_.tid2eid_wide ? static_cast<const int64_t*>(job_.tid2eid)[at]
+                                           : static_cast<const int32_t*>(job_.tid2eid)[at];
+      const bool valid = id >= 0 && id < job_.num_experts;
+      inside = inside && valid;
+      scratch_.ids[k] = static_cast<int32_t>(id);
+      scratch_.scores[k] = valid ? logit_of(static_cast<int>(id)) : 0.0f;
+    }
+    return __all_sync(kAllLanes, inside) != 0;
+  }
+
+  /// Makes scores of what choose() left; returns what divides them.
+  __device__ float weigh() {
+    const RoutingSpec& spec = job_.spec;
+    const bool logits = spec.hash || keys_are_logits();
+    __syncwarp();
+    for (int k = lane_; k < align_up(job_.top_k, 4); k += kLanes) {
+      const float value = scratch_.scores[k];
+      const float score = logits ? gating_score(spec.scoring, value, max_) : value;
+      scratch_.scores[k] = k < job_.top_k ? score : 0.0f;
+    }
+    __syncwarp();
+    float divisor = 1.0f;
+    if (spec.scoring == Scoring::kSoftmax && (!spec.renormalize || spec.renormalize_epsilon > 0)) {
+      divisor = denominator();
+    }
+    if (!spec.renormalize) return divisor;
+    float sum = 0.0f;
+    for (int k = 0; k < job_.top_k; k += 4) {
+      const float4 four = *reinterpret_cast<const float4*>(scratch_.scores + k);
+      sum += four.x;
+      sum += four.y;
+      sum += four.z;
+      sum += four.w;
+    }
+    divisor = mul_add(spec.renormalize_epsilon, divisor, sum);
+    return divisor < kSmallestDivisor ? kSmallestDivisor : divisor;
+  }
+
+  const RouteJob& job_;
+  const bool whole_lanes_;
+  RouteScratch& scratch_;
+  const int lane_ = static_cast<int>(threadIdx.x) % kLanes;
+  int64_t first_logit_ = 0;
+  float max_ = 0.0f;      // of the logits, for a softmax
+  float logits_[kSlots];  // or scores
+  float keys_[kSlots];
+};
+
+}  // namespace switchyard::cuda

@@ -1,0 +1,16 @@
+#pragma once
+// Routing and sorting of a decode batch in one launch.
+
+#include "cuda/route.h"
+#include "cuda/sort.h"
+
+namespace switchyard::cuda::sm90 {
+
+inline constexpr int64_t kRouteSortTokens = 64;
+inline constexpr int64_t kRouteSortExperts = 1024;  ///< routed ones
+inline constexpr int64_t kRouteSortTopK = 32;       ///< fused shared experts included
+
+/// `sort` reads what `route` writes; not for hash layers, whose rows may repeat an expert.
+void route_sort(const RouteJob& route, const SortJob& sort, Stream stream);
+
+}  // namespace switchyard::cuda::sm90
