@@ -28,18 +28,28 @@ inline constexpr int64_t kSm90SharedBytes = 227 * 1024;
 
 /// Byte offsets into shared memory. The host launches with `bytes`, the kernel adds the offsets.
 struct GroupedGemmShared {
-  int rows = 0, weights = 0, full = 0, empty = 0;
+  int rows = 0, weights = 0;
+  int margins = 0;  ///< kMargins times what belongs to a tile's rows and columns
+  int full = 0, empty = 0, margin_full = 0, margin_empty = 0;
   int bytes = 0;
 };
+inline constexpr int kMargins = 2;  ///< the next tile's is filled while one is in use
+/// Three words per row (output row, scale, weight), two per column (scale, bias).
+SWITCHYARD_HOST_DEVICE constexpr int margin_words(const GroupedGemmConfig& c) {
+  return 3 * c.block_m + 2 * c.block_n;
+}
 SWITCHYARD_HOST_DEVICE constexpr GroupedGemmShared shared_layout(const GroupedGemmConfig& c) {
   constexpr int kSwizzleAlignment = 1024;
   constexpr int kBarrierBytes = 8;
   GroupedGemmShared s;
   s.weights = c.num_stages * c.block_m * kGemmBlockBytes;
-  s.full = s.weights + c.num_stages * c.block_n * kGemmBlockBytes;
+  s.margins = s.weights + c.num_stages * c.block_n * kGemmBlockBytes;
+  s.full = s.margins + kMargins * margin_words(c) * 4;
   s.empty = s.full + c.num_stages * kBarrierBytes;
+  s.margin_full = s.empty + c.num_stages * kBarrierBytes;
+  s.margin_empty = s.margin_full + kMargins * kBarrierBytes;
   // The driver aligns shared memory to 16 bytes only.
-  s.bytes = s.empty + c.num_stages * kBarrierBytes + kSwizzleAlignment;
+  s.bytes = s.margin_empty + kMargins * kBarrierBytes + kSwizzleAlignment;
   return s;
 }
 

@@ -59,9 +59,14 @@ TEST(GroupedGemmConfig, SharedMemoryRegionsFollowEachOther) {
     EXPECT_EQ(s.rows % 1024, 0);
     EXPECT_EQ(s.weights % 1024, 0);
     EXPECT_GE(s.weights, s.rows + c.num_stages * c.block_m * kGemmBlockBytes);
-    EXPECT_GE(s.full, s.weights + c.num_stages * c.block_n * kGemmBlockBytes);
+    EXPECT_GE(s.margins, s.weights + c.num_stages * c.block_n * kGemmBlockBytes);
+    EXPECT_EQ(s.margins % 16, 0);
+    EXPECT_GE(s.full, s.margins + kMargins * margin_words(c) * 4);
+    EXPECT_EQ(s.full % 8, 0);
     EXPECT_GE(s.empty, s.full + c.num_stages * 8);
-    EXPECT_GE(s.bytes, s.empty + c.num_stages * 8 + 1023);
+    EXPECT_GE(s.margin_full, s.empty + c.num_stages * 8);
+    EXPECT_GE(s.margin_empty, s.margin_full + kMargins * 8);
+    EXPECT_GE(s.bytes, s.margin_empty + kMargins * 8 + 1023);
     EXPECT_LE(s.bytes, kSm90SharedBytes);
   }
 }

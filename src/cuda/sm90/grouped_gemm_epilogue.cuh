@@ -47,80 +47,60 @@ struct GroupedGemmEnd {
   using Sums = float[Traits::kAccumulators];  // [group][row half][2]
 
   const GroupedGemmParams& p;
-  int32_t expert;
+  const TileMargin<Traits>& margin;
   int32_t first_weight_row;
   int thread;
-  int64_t row[2]{};  ///< of the output; < 0: none
-  float row_weight[2]{};
-  float row_scale[2]{};
+  int row[2]{};  ///< of the tile
 
-  __device__ GroupedGemmEnd(const GroupedGemmParams& params, int32_t expert_, int32_t column,
-                            int64_t first_row, int thread_)
-      : p(params), expert(expert_), first_weight_row(column * Traits::kBlockN), thread(thread_) {
-#pragma unroll
-    for (int h = 0; h < 2; ++h) {
-      const int64_t sorted = first_row + thread / 32 * 16 + h * 8 + thread % 32 / 4;
-      const int32_t packed = p.sorted.ids[sorted];
-      const bool used = is_pair(packed, p.sorted.top_k);
-      const int64_t pair =
-          static_cast<int64_t>(packed_token(packed)) * p.sorted.top_k + packed_slot(packed);
-      row[h] = !used ? -1 : p.output_per_pair ? pair : sorted;
-      row_weight[h] = used && p.sorted.weights != nullptr ? p.sorted.weights[sorted] : 1.0f;
-      if constexpr (Traits::kScaling == Scaling::kOuter) {
-        row_scale[h] = used ? p.row_scales[scale_row(packed, sorted) * p.row_scale_stride] : 1.0f;
-      }
-    }
-  }
-  __device__ int64_t scale_row(int32_t packed, int64_t sorted) const {
-    const int32_t token = packed_token(packed);
-    switch (p.source) {
-      case RowSource::kToken: return token;
-      case RowSource::kPair:
-        return static_cast<int64_t>(token) * p.sorted.top_k + packed_slot(packed);
-      default: return sorted;
-    }
+  /// `wave`: which 64 rows of the tile.
+  __device__ GroupedGemmEnd(const GroupedGemmParams& params, const TileMargin<Traits>& margin_,
+                            int32_t column, int wave, int thread_)
+      : p(params), margin(margin_), first_weight_row(column * Traits::kBlockN), thread(thread_) {
+    row[0] = wave * kGemmWaveRows + thread / 32 * 16 + thread % 32 / 4;
+    row[1] = row[0] + 8;
   }
 
-  /// f(sum, row half, value of `per_row` for the sum's weight row).
+  /// f(sum, value of `per_column` for the sum's weight row).
   template <class F>
-  __device__ __forceinline__ void with_columns(Sums& sums, const float* per_row, F f) const {
-    const float* at = per_row + static_cast<int64_t>(expert) * p.num_weight_rows;
+  __device__ __forceinline__ void with_columns(Sums& sums, const float* per_column, F f) const {
 #pragma unroll
     for (int j = 0; j < kGroups; ++j) {
-      const int n = first_weight_row + j * 8 + thread % 4 * 2;
-      float2 value{0.0f, 0.0f};
-      if (n < p.num_weight_rows) value = __ldg(reinterpret_cast<const float2*>(at + n));
+      const float2 value = *reinterpret_cast<const float2*>(per_column + j * 8 + thread % 4 * 2);
 #pragma unroll
       for (int h = 0; h < 2; ++h) {
-        f(sums[4 * j + 2 * h], h, value.x);
-        f(sums[4 * j + 2 * h + 1], h, value.y);
+        f(sums[4 * j + 2 * h], value.x);
+        f(sums[4 * j + 2 * h + 1], value.y);
       }
     }
   }
-  __device__ __forceinline__ void scale_rows(Sums& sums, const float (&by)[2]) const {
+  __device__ __forceinline__ void scale_rows(Sums& sums, const float* by) const {
+    const float scale[2] = {by[row[0]], by[row[1]]};
 #pragma unroll
-    for (int i = 0; i < Traits::kAccumulators; ++i) sums[i] *= by[i / 2 % 2];
+    for (int i = 0; i < Traits::kAccumulators; ++i) sums[i] *= scale[i / 2 % 2];
   }
 
   __device__ void scale_and_bias(Sums& sums) const {
-    if constexpr (Traits::kScaling == Scaling::kOuter) scale_rows(sums, row_scale);
+    if constexpr (Traits::kScaling == Scaling::kOuter) scale_rows(sums, margin.scale);
     if constexpr (Traits::kScaling != Scaling::kNone) {
       if (p.channel_scales != nullptr) {
-        with_columns(sums, p.channel_scales, [](float& sum, int, float scale) { sum *= scale; });
+        with_columns(sums, margin.channel_scale, [](float& sum, float scale) { sum *= scale; });
       }
     }
-    if (p.weight_before_bias) scale_rows(sums, row_weight);
+    if (p.weight_before_bias) scale_rows(sums, margin.weight);
     if (p.bias != nullptr) {
-      with_columns(sums, p.bias, [](float& sum, int, float bias) { sum += bias; });
+      with_columns(sums, margin.bias, [](float& sum, float bias) { sum += bias; });
     }
-    if (p.weight_after) scale_rows(sums, row_weight);
+    if (p.weight_after) scale_rows(sums, margin.weight);
   }
 
   /// Leaves the activated product of sums 2 i and 2 i + 1 in sum 2 i.
   __device__ void activate(Sums& sums) const {
     const auto each = [&](auto f) {
 #pragma unroll
-      for (int i = 0; i < Traits::kAccumulators; i += 2) sums[i] = f(sums[i], sums[i + 1]);
+      for (int i = 0; i < Traits::kAccumulators; i += 2) {
+        sums[i] = f(sums[i], sums[i + 1]);
+        asm volatile("" : "+f"(sums[i]));  // one after the other: long formulas would spill
+      }
     };
     ActivationSpec spec = p.activation_spec;
     switch (p.activation) {
@@ -134,14 +114,16 @@ struct GroupedGemmEnd {
     }
   }
 
-  __device__ __forceinline__ void store16(int h, int32_t column, const uint4& v) const {
-    if (row[h] < 0 || column >= p.num_columns) return;
-    *reinterpret_cast<uint4*>(p.output + row[h] * p.output_stride + column) = v;
+  __device__ __forceinline__ void store16(int32_t output_row, int32_t column,
+                                          const uint4& v) const {
+    if (output_row < 0 || column >= p.num_columns) return;
+    *reinterpret_cast<uint4*>(p.output + output_row * p.output_stride + column) = v;
   }
   __device__ void store_gated(const Sums& sums) const {
     const int q = thread % 4;
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
+      const int32_t output_row = margin.output_row[row[h]];
 #pragma unroll
       for (int m = 0; m < kGroups / 8; ++m) {
         // Column 4 j + q of the tile is sum [j][h][0]: a word holds those of groups 2 i and 2 i
@@ -154,7 +136,7 @@ struct GroupedGemmEnd {
         }
         transpose_quad(w, q);
         constexpr uint32_t kLow = 0x5410, kHigh = 0x7632;
-        store16(h, first_weight_row / 2 + 8 * (4 * m + q),
+        store16(output_row, first_weight_row / 2 + 8 * (4 * m + q),
                 {permute_bytes(w[0], w[1], kLow), permute_bytes(w[2], w[3], kLow),
                  permute_bytes(w[0], w[1], kHigh), permute_bytes(w[2], w[3], kHigh)});
       }
@@ -164,6 +146,7 @@ struct GroupedGemmEnd {
     const int q = thread % 4;
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
+      const int32_t output_row = margin.output_row[row[h]];
 #pragma unroll
       for (int m = 0; m < kGroups / 4; ++m) {
         uint32_t w[4];
@@ -173,7 +156,7 @@ struct GroupedGemmEnd {
           w[i] = pack_bf16(sums[4 * j + 2 * h], sums[4 * j + 2 * h + 1]);
         }
         transpose_quad(w, q);
-        store16(h, first_weight_row + 8 * (4 * m + q), {w[0], w[1], w[2], w[3]});
+        store16(output_row, first_weight_row + 8 * (4 * m + q), {w[0], w[1], w[2], w[3]});
       }
     }
   }

@@ -11,44 +11,46 @@ template <class Traits>
 __device__ void consume_tiles(const GroupedGemmParams& p, const GroupedGemmRing<Traits>& ring,
                               const GroupedTileScheduler& scheduler, int wave, int thread) {
   GroupedGemmConsumer<Traits> consumer(p, ring, wave, thread);
+  RingPosition<kMargins> margin_at;
   for (int64_t t = blockIdx.x; t < scheduler.num_tiles(); t += gridDim.x) {
     const GroupedTile tile = scheduler.tile(t);
-    const int64_t first_row =
-        static_cast<int64_t>(tile.row_block) * Traits::kBlockM + wave * kGemmWaveRows;
-    if (!is_pair(p.sorted.ids[first_row], p.sorted.top_k)) {
+    const TileMargin<Traits>& margin = ring.margins[margin_at.slot];
+    barrier_wait(&ring.margin_full[margin_at.slot], margin_at.parity);
+    if (margin.output_row[wave * kGemmWaveRows] < 0) {
       consumer.skip_tile();
-      continue;
-    }
-    const int32_t expert = p.sorted.experts[tile.row_block];
-    float sums[Traits::kAccumulators];
-    if constexpr (Traits::kScaling == Scaling::kBlock) {
-      const GroupedGemmEnd<Traits> rows(p, expert, tile.column, first_row, thread);
-      const float* scales[2];
-#pragma unroll
-      for (int h = 0; h < 2; ++h) {
-        const int64_t sorted = first_row + thread / 32 * 16 + h * 8 + thread % 32 / 4;
-        const int32_t packed = p.sorted.ids[sorted];
-        const int64_t row = is_pair(packed, p.sorted.top_k) ? rows.scale_row(packed, sorted) : 0;
-        scales[h] = p.row_scales + row * p.row_scale_stride;
-      }
-      const int64_t columns = ceil_div(p.num_weight_rows, Traits::kBlockN);
-      const float2* weight_scales = p.block_scales == nullptr
-                                        ? nullptr
-                                        : reinterpret_cast<const float2*>(p.block_scales) +
-                                              (expert * columns + tile.column) * p.num_k_blocks;
-      consumer.accumulate_scaled(scales[0], scales[1], weight_scales, sums);
-    } else if constexpr (Traits::kPromotes) {
-      consumer.accumulate_promoted(sums);
-    } else if constexpr (Traits::kMma == MmaType::kBf16) {
-      consumer.accumulate(sums);
     } else {
-      typename Traits::Accumulator exact;
-      consumer.accumulate(exact);
+      const GroupedGemmEnd<Traits> end(p, margin, tile.column, wave, thread);
+      float sums[Traits::kAccumulators];
+      if constexpr (Traits::kScaling == Scaling::kBlock) {
+        const float* scales[2];
 #pragma unroll
-      for (int i = 0; i < Traits::kAccumulators; ++i) sums[i] = static_cast<float>(exact[i]);
+        for (int h = 0; h < 2; ++h) {
+          scales[h] =
+              p.row_scales +
+              static_cast<int64_t>(__float_as_int(margin.scale[end.row[h]])) * p.row_scale_stride;
+        }
+        const int64_t columns = ceil_div(p.num_weight_rows, Traits::kBlockN);
+        const float2* weight_scales =
+            p.block_scales == nullptr
+                ? nullptr
+                : reinterpret_cast<const float2*>(p.block_scales) +
+                      (p.sorted.experts[tile.row_block] * columns + tile.column) * p.num_k_blocks;
+        consumer.accumulate_scaled(scales[0], scales[1], weight_scales, sums);
+      } else if constexpr (Traits::kPromotes) {
+        consumer.accumulate_promoted(sums);
+      } else if constexpr (Traits::kMma == MmaType::kBf16) {
+        consumer.accumulate(sums);
+      } else {
+        typename Traits::Accumulator exact;
+        consumer.accumulate(exact);
+#pragma unroll
+        for (int i = 0; i < Traits::kAccumulators; ++i) sums[i] = static_cast<float>(exact[i]);
+      }
+      end.finish(sums);
     }
-    const GroupedGemmEnd<Traits> end(p, expert, tile.column, first_row, thread);
-    end.finish(sums);
+    __syncwarp();
+    if (thread % 32 == 0) barrier_arrive(&ring.margin_empty[margin_at.slot]);
+    margin_at.advance();
   }
 }
 
@@ -73,6 +75,7 @@ __global__ void __launch_bounds__(Traits::kConfig.num_threads(), 1)
       gather_rows(p, ring, scheduler, thread);
     } else {
       if (thread == 0) load_sorted_rows(p, ring, scheduler);
+      if (thread >= 32) fill_margins(p, ring, scheduler, thread - 32);
     }
   } else {
     take_registers<kThree ? 160 : 232>();

@@ -77,18 +77,22 @@ struct GroupedGemmConsumer {
     Accumulator part;
 #pragma unroll
     for (int i = 0; i < Traits::kAccumulators; ++i) sums[i] = 0.0f;
-    for (int k = 0; k < p.num_k_blocks; ++k) {
-      const int inside = k % Traits::kPromoteBlocks;
-      wait_full();
-      multiply_block(part, inside == 0);
+    for (int first = 0; first < p.num_k_blocks; first += Traits::kPromoteBlocks) {
+      const int end = min(first + Traits::kPromoteBlocks, p.num_k_blocks);
+      int previous = -1;
+      for (int k = first; k < end; ++k) {
+        wait_full();
+        multiply_block(part, k == first);
+        wgmma_wait<1>();
+        if (previous >= 0) release(previous);
+        previous = at.slot;
+        at.advance();
+      }
       wgmma_wait<0>();
       pin(part);
-      release(at.slot);
-      if (inside == Traits::kPromoteBlocks - 1 || k == p.num_k_blocks - 1) {
+      release(previous);
 #pragma unroll
-        for (int i = 0; i < Traits::kAccumulators; ++i) sums[i] += part[i];
-      }
-      at.advance();
+      for (int i = 0; i < Traits::kAccumulators; ++i) sums[i] += part[i];
     }
   }
 

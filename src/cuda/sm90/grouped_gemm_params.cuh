@@ -63,4 +63,16 @@ __device__ __forceinline__ bool is_pair(int32_t packed, int32_t top_k) {
   return packed_slot(packed) < top_k;
 }
 
+/// What belongs to a tile's rows and columns. The producer writes it ahead, because a consumer that
+/// asked memory for it between two tiles would leave the matrix unit idle.
+template <class Traits>
+struct TileMargin {
+  int32_t output_row[Traits::kBlockM];  ///< < 0: no such row
+  /// Scaling::kOuter: the row's scale. kBlock: bits of the row of its scales.
+  float scale[Traits::kBlockM];
+  float weight[Traits::kBlockM];
+  float channel_scale[Traits::kBlockN];
+  float bias[Traits::kBlockN];
+};
+
 }  // namespace switchyard::cuda::sm90
