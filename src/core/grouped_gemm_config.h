@@ -30,10 +30,13 @@ inline constexpr int64_t kSm90SharedBytes = 227 * 1024;
 struct GroupedGemmShared {
   int rows = 0, weights = 0;
   int margins = 0;  ///< kMargins times what belongs to a tile's rows and columns
+  int tiles = 0;    ///< and that tile's number
   int full = 0, empty = 0, margin_full = 0, margin_empty = 0;
   int bytes = 0;
 };
-inline constexpr int kMargins = 2;  ///< the next tile's is filled while one is in use
+/// Tiles in flight between producer and consumers: with two k blocks a tile, a ring of five stages
+/// spans three.
+inline constexpr int kMargins = 4;
 /// Three words per row (output row, scale, weight), two per column (scale, bias).
 SWITCHYARD_HOST_DEVICE constexpr int margin_words(const GroupedGemmConfig& c) {
   return 3 * c.block_m + 2 * c.block_n;
@@ -44,7 +47,8 @@ SWITCHYARD_HOST_DEVICE constexpr GroupedGemmShared shared_layout(const GroupedGe
   GroupedGemmShared s;
   s.weights = c.num_stages * c.block_m * kGemmBlockBytes;
   s.margins = s.weights + c.num_stages * c.block_n * kGemmBlockBytes;
-  s.full = s.margins + kMargins * margin_words(c) * 4;
+  s.tiles = s.margins + kMargins * margin_words(c) * 4;
+  s.full = s.tiles + kMargins * 8;
   s.empty = s.full + c.num_stages * kBarrierBytes;
   s.margin_full = s.empty + c.num_stages * kBarrierBytes;
   s.margin_empty = s.margin_full + kMargins * kBarrierBytes;

@@ -254,6 +254,7 @@ TEST(GpuSm90Gemm, TilesDoNotChangeBits) {
                     .sorted_expert_ids = blocks_of.as<int32_t>(),
                     .num_valid_ids = valid.as<int32_t>()},
                    plan, scratch.data(), 0, {});
+        const DeviceTensor counter(Buffer::zeros(DataType::kI32, {1}));
         const DeviceTensor output(Buffer(DataType::kBf16, {kTokens, kTopK, kRows}));
         sm90::grouped_gemm(
             {.sorted = {.ids = sorted.as<int32_t>(),
@@ -261,6 +262,7 @@ TEST(GpuSm90Gemm, TilesDoNotChangeBits) {
                         .num_valid = valid.as<int32_t>(),
                         .num_blocks = static_cast<int32_t>(capacity / config.block_m),
                         .top_k = kTopK},
+             .tile_counter = counter.view().as<uint32_t>(),
              .source = sm90::RowSource::kToken,
              .input = input,
              .num_input_rows = kTokens,

@@ -19,6 +19,8 @@ namespace {
 /// Pairs of a chunk: expert outputs of H = 7168 stay below 4 GB, and a chunk of a large model has
 /// a thousand rows per expert, so its weights are read again at no cost beside the products.
 constexpr int64_t kChunkPairs = int64_t{1} << 18;
+/// Two counters, in the sort's unit of zeroing.
+constexpr int64_t kTileCounterBytes = 16;
 /// The sums of INT8 products stay exact in s32.
 constexpr int64_t kMaxInt8Columns = (int64_t{1} << 31) / (128 * 128) - 1;
 
@@ -117,6 +119,7 @@ Sm90Workspace Sm90Experts::layout(int64_t max_tokens, int64_t top_k) const {
   const int64_t pairs = w.chunk_tokens * top_k;
   const int64_t rows = sort_capacity(w.chunk_tokens, top_k, spec_.num_experts, kMaxUnit);
   WorkspaceCarver carver;
+  w.tile_counters = carver.take(kTileCounterBytes);
   w.sorted_ids = carver.take(rows * 4);
   w.sorted_weights = carver.take(rows * 4);
   w.sorted_expert_ids = carver.take(ceil_div<int64_t>(rows, kGemmWaveRows) * 4);
@@ -162,7 +165,9 @@ Sm90Experts::Batch Sm90Experts::sort(const RunExpertsArgs& args, int64_t begin, 
               .sorted_ids = layout.sorted_ids.in<int32_t>(workspace),
               .sorted_weights = layout.sorted_weights.in<int32_t>(workspace),
               .sorted_expert_ids = layout.sorted_expert_ids.in<int32_t>(workspace),
-              .num_valid_ids = layout.num_valid_ids.in<int32_t>(workspace)};
+              .num_valid_ids = layout.num_valid_ids.in<int32_t>(workspace),
+              .zeroed = layout.tile_counters.in(workspace),
+              .zeroed_bytes = kTileCounterBytes};
   if (!args.topk_weights.empty()) {
     job.topk_weights = args.topk_weights.as<const int32_t>() + begin * top_k;
   }
@@ -256,6 +261,7 @@ StoredRows Sm90Experts::quantize_input(const Batch& batch, RowSource& source) co
 void Sm90Experts::gate_up(const Batch& batch, const StoredRows& input, RowSource source) const {
   const DeviceFacts& facts = device_facts(device_);
   GroupedGemmJob job{.sorted = batch.sorted,
+                     .tile_counter = batch.layout.tile_counters.in<uint32_t>(batch.workspace),
                      .source = source,
                      .input = input,
                      .num_input_rows = batch.tokens.limit,
@@ -298,6 +304,7 @@ StoredRows Sm90Experts::quantize_hidden(const Batch& batch) const {
 void Sm90Experts::down(const Batch& batch, const StoredRows& hidden) const {
   const DeviceFacts& facts = device_facts(device_);
   GroupedGemmJob job{.sorted = batch.sorted,
+                     .tile_counter = batch.layout.tile_counters.in<uint32_t>(batch.workspace) + 1,
                      .source = RowSource::kSorted,
                      .input = hidden,
                      .num_input_rows = batch.capacity,

@@ -15,6 +15,7 @@ namespace switchyard::cuda::sm90 {
 /// Where the intermediates of a call lie. A batch goes through in chunks of at most chunk_tokens.
 struct Sm90Workspace {
   int64_t chunk_tokens = 0;
+  WorkspaceRegion tile_counters;  // of gate_up and down, zeroed by the sort
   WorkspaceRegion sorted_ids, sorted_weights, sorted_expert_ids, num_valid_ids, sort_scratch;
   WorkspaceRegion input_codes, input_scales;    // of quantised activations
   WorkspaceRegion hidden;                       // [sorted rows, I] bf16

@@ -50,6 +50,7 @@ GroupedGemmParams params_of(const GroupedGemmJob& job, const CUtensorMap& weight
   p.weight_map = weight_map;
   if (job.source == RowSource::kSorted) p.row_map = row_map(job);
   p.sorted = job.sorted;
+  p.tile_counter = job.tile_counter;
   p.num_weight_rows = job.weights.num_rows;
   p.num_columns = job.weights.num_rows / (gated ? 2 : 1);
   p.row_bytes_k = job.weights.num_cols * bytes;

@@ -40,6 +40,7 @@ enum class RowSource {
 
 struct GroupedGemmJob {
   SortedRows sorted{};
+  uint32_t* tile_counter = nullptr;  ///< 0 at the start, anything afterwards
   RowSource source = RowSource::kSorted;
   StoredRows input{};  ///< scales: per row, per tensor (num_groups 0) or per 128 columns
   int64_t num_input_rows = 0;

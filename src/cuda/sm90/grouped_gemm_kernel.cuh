@@ -12,10 +12,12 @@ __device__ void consume_tiles(const GroupedGemmParams& p, const GroupedGemmRing<
                               const GroupedTileScheduler& scheduler, int wave, int thread) {
   GroupedGemmConsumer<Traits> consumer(p, ring, wave, thread);
   RingPosition<kMargins> margin_at;
-  for (int64_t t = blockIdx.x; t < scheduler.num_tiles(); t += gridDim.x) {
+  for (;;) {
+    barrier_wait(&ring.margin_full[margin_at.slot], margin_at.parity);
+    const int64_t t = ring.tiles[margin_at.slot];
+    if (t < 0) return;
     const GroupedTile tile = scheduler.tile(t);
     const TileMargin<Traits>& margin = ring.margins[margin_at.slot];
-    barrier_wait(&ring.margin_full[margin_at.slot], margin_at.parity);
     if (margin.output_row[wave * kGemmWaveRows] < 0) {
       consumer.skip_tile();
     } else {
@@ -71,12 +73,7 @@ __global__ void __launch_bounds__(Traits::kConfig.num_threads(), 1)
   constexpr bool kThree = Traits::kConsumers == 3;
   if (warpgroup == Traits::kConsumers) {
     give_registers<kThree ? 32 : 40>();
-    if constexpr (Traits::kGather) {
-      gather_rows(p, ring, scheduler, thread);
-    } else {
-      if (thread == 0) load_sorted_rows(p, ring, scheduler);
-      if (thread >= 32) fill_margins(p, ring, scheduler, thread - 32);
-    }
+    produce_tiles(p, ring, scheduler, thread);
   } else {
     take_registers<kThree ? 160 : 232>();
     consume_tiles(p, ring, scheduler, warpgroup, thread);

@@ -18,6 +18,7 @@ struct GroupedGemmParams {
   CUtensorMap weight_map;
   CUtensorMap row_map;  ///< RowSource::kSorted
   SortedRows sorted;
+  uint32_t* tile_counter;                ///< 0 at the start
   int32_t num_weight_rows, num_columns;  ///< num_columns: output columns
   int32_t row_bytes_k;                   ///< bytes of K
   int32_t num_k_blocks;

@@ -16,6 +16,7 @@ struct GroupedGemmRing {
   uint8_t* rows;
   uint8_t* weights;
   Margin* margins;
+  int64_t* tiles;
   uint64_t* full;
   uint64_t* empty;
   uint64_t* margin_full;
@@ -25,6 +26,7 @@ struct GroupedGemmRing {
       : rows(shared + Traits::kShared.rows),
         weights(shared + Traits::kShared.weights),
         margins(reinterpret_cast<Margin*>(shared + Traits::kShared.margins)),
+        tiles(reinterpret_cast<int64_t*>(shared + Traits::kShared.tiles)),
         full(reinterpret_cast<uint64_t*>(shared + Traits::kShared.full)),
         empty(reinterpret_cast<uint64_t*>(shared + Traits::kShared.empty)),
         margin_full(reinterpret_cast<uint64_t*>(shared + Traits::kShared.margin_full)),
@@ -68,12 +70,10 @@ __device__ __forceinline__ int32_t source_row(const GroupedGemmParams& p, int32_
 /// By kMarginThreads threads.
 template <class Traits>
 __device__ void fill_margin(const GroupedGemmParams& p, const GroupedGemmRing<Traits>& ring,
-                            const GroupedTile& tile, int32_t expert,
-                            const RingPosition<kMargins>& at, int thread) {
+                            const GroupedTile& tile, int32_t expert, int slot, int thread) {
   constexpr int kThreads = GroupedGemmRing<Traits>::kMarginThreads;
-  TileMargin<Traits>& margin = ring.margins[at.slot];
+  TileMargin<Traits>& margin = ring.margins[slot];
   const int32_t first_row = tile.row_block * Traits::kBlockM;
-  barrier_wait(&ring.margin_empty[at.slot], at.parity);
 #pragma unroll
   for (int i = 0; i < ceil_div(Traits::kBlockM, kThreads); ++i) {
     const int r = thread + i * kThreads;
@@ -102,51 +102,86 @@ __device__ void fill_margin(const GroupedGemmParams& p, const GroupedGemmRing<Tr
     }
     if (p.bias != nullptr) margin.bias[c] = inside ? p.bias[first_column + c] : 0.0f;
   }
-  barrier_arrive(&ring.margin_full[at.slot]);
+  barrier_arrive(&ring.margin_full[slot]);
 }
 
+/// Hands the CTA its tiles, in order of the whole grid: one with light tiles takes more of them,
+/// and tiles that run together stay neighbours, so that the L2 serves them all.
 template <class Traits>
-__device__ void fill_margins(const GroupedGemmParams& p, const GroupedGemmRing<Traits>& ring,
-                             const GroupedTileScheduler& scheduler, int thread) {
-  RingPosition<kMargins> at;
-  at.parity = 1;
-  for (int64_t t = blockIdx.x; t < scheduler.num_tiles(); t += gridDim.x) {
-    const GroupedTile tile = scheduler.tile(t);
-    fill_margin(p, ring, tile, p.sorted.experts[tile.row_block], at, thread);
+class TileSource {
+ public:
+  __device__ TileSource(const GroupedGemmParams& p, const GroupedGemmRing<Traits>& ring,
+                        const GroupedTileScheduler& scheduler, int thread)
+      : p_(p),
+        ring_(ring),
+        num_tiles_(scheduler.num_tiles()),
+        thread_(thread),
+        upcoming_(blockIdx.x) {
+    at_.parity = 1;  // every slot is free at first
+  }
+  /// The next tile, or < 0: no more. For all 128 threads together.
+  __device__ int64_t next() {
+    __syncwarp();
+    if (thread_ == 0) {
+      barrier_wait(&ring_.margin_empty[at_.slot], at_.parity);
+      ring_.tiles[at_.slot] = upcoming_ < num_tiles_ ? upcoming_ : -1;
+      upcoming_ = static_cast<int64_t>(gridDim.x) + atomicAdd(p_.tile_counter, 1u);
+    }
+    __syncwarp();
+    constexpr int kBarrier = 1;
+    named_barrier(kBarrier, 128);
+    const int64_t tile = ring_.tiles[at_.slot];
+    slot_ = at_.slot;
+    at_.advance();
+    return tile;
+  }
+  /// Of the margin that belongs to the tile.
+  __device__ int slot() const { return slot_; }
+
+ private:
+  const GroupedGemmParams& p_;
+  const GroupedGemmRing<Traits>& ring_;
+  int64_t num_tiles_;
+  int thread_;
+  int64_t upcoming_;  // of thread 0: asked for a tile ahead
+  RingPosition<kMargins> at_;
+  int slot_ = 0;
+};
+
+template <class Traits>
+__device__ void load_weights(const GroupedGemmParams& p, const GroupedGemmRing<Traits>& ring,
+                             const GroupedTile& tile, int32_t expert, int k, int slot) {
+  tensor_load(ring.weights + slot * Traits::kWeightStage, &p.weight_map, k * Traits::kBlockK,
+              tile.column * Traits::kBlockN, expert, &ring.full[slot]);
+}
+
+/// By one thread.
+template <class Traits>
+__device__ void load_tile(const GroupedGemmParams& p, const GroupedGemmRing<Traits>& ring,
+                          const GroupedTile& tile, int32_t expert,
+                          RingPosition<Traits::kStages>& at) {
+  constexpr int kWaveBytes = kGemmWaveRows * kGemmBlockBytes;
+  const int first_row = tile.row_block * Traits::kBlockM;
+  const int waves = num_waves<Traits>(p, first_row);
+  const auto bytes = static_cast<uint32_t>(Traits::kWeightStage + waves * kWaveBytes);
+  for (int k = 0; k < p.num_k_blocks; ++k) {
+    barrier_wait(&ring.empty[at.slot], at.parity);
+    barrier_expect(&ring.full[at.slot], bytes);
+    load_weights(p, ring, tile, expert, k, at.slot);
+    for (int w = 0; w < waves; ++w) {
+      tensor_load(ring.rows + at.slot * Traits::kRowStage + w * kWaveBytes, &p.row_map,
+                  k * Traits::kBlockK, first_row + w * kGemmWaveRows, &ring.full[at.slot]);
+    }
     at.advance();
   }
 }
 
+/// By 128 threads: 16 rows of 8 chunks at a time.
 template <class Traits>
-__device__ void load_sorted_rows(const GroupedGemmParams& p, const GroupedGemmRing<Traits>& ring,
-                                 const GroupedTileScheduler& scheduler) {
-  RingPosition<Traits::kStages> at;
-  at.parity = 1;  // every slot is free at first
-  for (int64_t t = blockIdx.x; t < scheduler.num_tiles(); t += gridDim.x) {
-    const GroupedTile tile = scheduler.tile(t);
-    const int32_t expert = p.sorted.experts[tile.row_block];
-    const int first_row = tile.row_block * Traits::kBlockM;
-    const int waves = num_waves<Traits>(p, first_row);
-    const uint32_t bytes = Traits::kWeightStage + waves * kGemmWaveRows * kGemmBlockBytes;
-    for (int k = 0; k < p.num_k_blocks; ++k) {
-      barrier_wait(&ring.empty[at.slot], at.parity);
-      barrier_expect(&ring.full[at.slot], bytes);
-      tensor_load(ring.weights + at.slot * Traits::kWeightStage, &p.weight_map, k * Traits::kBlockK,
-                  tile.column * Traits::kBlockN, expert, &ring.full[at.slot]);
-      for (int w = 0; w < waves; ++w) {
-        tensor_load(ring.rows + at.slot * Traits::kRowStage + w * kGemmWaveRows * kGemmBlockBytes,
-                    &p.row_map, k * Traits::kBlockK, first_row + w * kGemmWaveRows,
-                    &ring.full[at.slot]);
-      }
-      at.advance();
-    }
-  }
-}
-
-template <class Traits>
-__device__ void gather_rows(const GroupedGemmParams& p, const GroupedGemmRing<Traits>& ring,
-                            const GroupedTileScheduler& scheduler, int thread) {
-  constexpr int kPasses = Traits::kBlockM / 16;  // 128 threads bring 16 rows of 8 chunks
+__device__ void gather_tile(const GroupedGemmParams& p, const GroupedGemmRing<Traits>& ring,
+                            const GroupedTile& tile, int32_t expert, int margin_slot, int thread,
+                            RingPosition<Traits::kStages>& at) {
+  constexpr int kPasses = Traits::kBlockM / 16;
   constexpr int kWavePasses = kGemmWaveRows / 16;
   constexpr int kPassBytes = 16 * kGemmBlockBytes;
   const int chunk = thread % 8;
@@ -155,56 +190,68 @@ __device__ void gather_rows(const GroupedGemmParams& p, const GroupedGemmRing<Tr
   const uint32_t place = shared_address(ring.rows) +
                          static_cast<uint32_t>(row * kGemmBlockBytes + ((chunk ^ (row % 8)) << 4));
   const auto row_chunks = static_cast<uint32_t>(p.input_row_bytes / 16);
+  const int64_t first_row = static_cast<int64_t>(tile.row_block) * Traits::kBlockM;
+  const int waves = num_waves<Traits>(p, first_row);
+  uint32_t from[kPasses];  // in chunks of 16 bytes
+#pragma unroll
+  for (int i = 0; i < kPasses; ++i) {
+    // Where there is no pair any row will do: its sums are never stored.
+    const int32_t packed = p.sorted.ids[first_row + row + 16 * i];
+    const int32_t source = is_pair(packed, p.sorted.top_k) ? source_row(p, packed, 0) : 0;
+    from[i] = static_cast<uint32_t>(source) * row_chunks + static_cast<uint32_t>(chunk);
+  }
+  fill_margin(p, ring, tile, expert, margin_slot, thread);
+  const uint8_t* column = p.input;
+  for (int k = 0; k < p.num_k_blocks; ++k) {
+    barrier_wait(&ring.empty[at.slot], at.parity);
+    if (thread == 0) {
+      barrier_expect(&ring.full[at.slot], Traits::kWeightStage);
+      load_weights(p, ring, tile, expert, k, at.slot);
+    }
+    const uint32_t to = place + static_cast<uint32_t>(at.slot * Traits::kRowStage);
+    // Past the end of K there are zeros: the next row's numbers could be NaN.
+    const bool exists = k * kGemmBlockBytes + chunk * 16 < p.row_bytes_k;
+#pragma unroll
+    for (int w = 0; w < Traits::kConsumers; ++w) {
+      if (w >= waves) break;
+      // Addresses first: one register pair for all would make every copy wait for the last.
+      const uint8_t* source[kWavePasses];
+#pragma unroll
+      for (int i = 0; i < kWavePasses; ++i) {
+        source[i] = column + static_cast<uint64_t>(from[w * kWavePasses + i]) * 16;
+      }
+#pragma unroll
+      for (int i = 0; i < kWavePasses; ++i) {
+        async_copy_16(to + static_cast<uint32_t>((w * kWavePasses + i) * kPassBytes), source[i],
+                      exists);
+      }
+    }
+    async_copy_arrive(&ring.full[at.slot]);
+    column += kGemmBlockBytes;
+    at.advance();
+  }
+}
+
+template <class Traits>
+__device__ void produce_tiles(const GroupedGemmParams& p, const GroupedGemmRing<Traits>& ring,
+                              const GroupedTileScheduler& scheduler, int thread) {
+  constexpr int kFirstMarginThread = 128 - GroupedGemmRing<Traits>::kMarginThreads;
+  TileSource<Traits> source(p, ring, scheduler, thread);
   RingPosition<Traits::kStages> at;
-  RingPosition<kMargins> margin_at;
-  at.parity = margin_at.parity = 1;
-  for (int64_t t = blockIdx.x; t < scheduler.num_tiles(); t += gridDim.x) {
+  at.parity = 1;
+  for (int64_t t = source.next(); t >= 0; t = source.next()) {
     const GroupedTile tile = scheduler.tile(t);
     const int32_t expert = p.sorted.experts[tile.row_block];
-    const int64_t first_row = static_cast<int64_t>(tile.row_block) * Traits::kBlockM;
-    const int waves = num_waves<Traits>(p, first_row);
-    uint32_t from[kPasses];  // in chunks of 16 bytes
-#pragma unroll
-    for (int i = 0; i < kPasses; ++i) {
-      // Where there is no pair any row will do: its sums are never stored.
-      const int32_t packed = p.sorted.ids[first_row + row + 16 * i];
-      const int32_t source = is_pair(packed, p.sorted.top_k) ? source_row(p, packed, 0) : 0;
-      from[i] = static_cast<uint32_t>(source) * row_chunks + static_cast<uint32_t>(chunk);
-    }
-    fill_margin(p, ring, tile, expert, margin_at, thread);
-    margin_at.advance();
-    const uint8_t* column = p.input;
-    for (int k = 0; k < p.num_k_blocks; ++k) {
-      barrier_wait(&ring.empty[at.slot], at.parity);
-      if (thread == 0) {
-        barrier_expect(&ring.full[at.slot], Traits::kWeightStage);
-        tensor_load(ring.weights + at.slot * Traits::kWeightStage, &p.weight_map,
-                    k * Traits::kBlockK, tile.column * Traits::kBlockN, expert,
-                    &ring.full[at.slot]);
+    if constexpr (Traits::kGather) {
+      gather_tile(p, ring, tile, expert, source.slot(), thread, at);
+    } else {
+      if (thread == 0) load_tile(p, ring, tile, expert, at);
+      if (thread >= kFirstMarginThread) {
+        fill_margin(p, ring, tile, expert, source.slot(), thread - kFirstMarginThread);
       }
-      const uint32_t to = place + static_cast<uint32_t>(at.slot * Traits::kRowStage);
-      // Past the end of K there are zeros: the next row's numbers could be NaN.
-      const bool exists = k * kGemmBlockBytes + chunk * 16 < p.row_bytes_k;
-#pragma unroll
-      for (int w = 0; w < Traits::kConsumers; ++w) {
-        if (w >= waves) break;
-        // Addresses first: one register pair for all would make every copy wait for the last.
-        const uint8_t* source[kWavePasses];
-#pragma unroll
-        for (int i = 0; i < kWavePasses; ++i) {
-          source[i] = column + static_cast<uint64_t>(from[w * kWavePasses + i]) * 16;
-        }
-#pragma unroll
-        for (int i = 0; i < kWavePasses; ++i) {
-          async_copy_16(to + static_cast<uint32_t>((w * kWavePasses + i) * kPassBytes), source[i],
-                        exists);
-        }
-      }
-      async_copy_arrive(&ring.full[at.slot]);
-      column += kGemmBlockBytes;
-      at.advance();
     }
   }
+  if (thread >= kFirstMarginThread) barrier_arrive(&ring.margin_full[source.slot()]);
 }
 
 }  // namespace switchyard::cuda::sm90
