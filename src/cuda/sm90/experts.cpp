@@ -11,7 +11,7 @@
 #include "cuda/check.h"
 #include "cuda/combine.h"
 #include "cuda/quantize.h"
-#include "cuda/sort.h"
+#include "cuda/route_sort.h"
 
 namespace switchyard::cuda::sm90 {
 namespace {
@@ -171,8 +171,7 @@ Sm90Experts::Batch Sm90Experts::sort(const RunExpertsArgs& args, int64_t begin, 
   if (!args.topk_weights.empty()) {
     job.topk_weights = args.topk_weights.as<const int32_t>() + begin * top_k;
   }
-  cuda::sort(job, plan_sort(num_tokens, top_k, spec_.num_experts, config.block_m),
-             layout.sort_scratch.in(workspace), device_, stream);
+  route_and_sort(args.route, job, layout.sort_scratch.in(workspace), device_, stream);
   return {.args = args,
           .begin = begin,
           .tokens = tokens,
