@@ -132,10 +132,10 @@ struct GroupedGemmConsumer {
       scale[0] = low_now * even, scale[1] = low_now * odd;
       scale[2] = high_now * even, scale[3] = high_now * odd;
     };
-    set_scale(0);
     for (int k = 0; k < p.num_k_blocks; ++k) {
       wait_full();
       multiply_block(part, true);
+      if (k == 0) set_scale(0);  // not before: it waits for memory
       const float now[4] = {scale[0], scale[1], scale[2], scale[3]};
       set_scale(k + 1);
       wgmma_wait<0>();
