@@ -12,6 +12,7 @@
 #include "cuda/combine.h"
 #include "cuda/quantize.h"
 #include "cuda/route_sort.h"
+#include "cuda/sm90/fp4_prefill.h"
 
 namespace switchyard::cuda::sm90 {
 namespace {
@@ -37,12 +38,30 @@ bool aligned_columns(const WeightRows& w) {
   return w.num_cols * element_bits(w.rows.format) / 8 % 16 == 0 && w.num_rows / w.halves % 8 == 0;
 }
 
+bool in_fragment_order(const WeightRows& w) {
+  return w.fragments.order != FragmentOrder::kRowMajor;
+}
+
+const char* why_unsupported_fragments(const PackedMatrices& packed, ActivationFormat activations) {
+  if (packed.rows().rows.format != Format::kMxfp4) {
+    return "no kernel for many rows per expert in this weight format";
+  }
+  if (packed.spread().wide != 0) return "MX scales of a row spread too far for exact conversion";
+  switch (activations) {
+    case ActivationFormat::kNone:
+    case ActivationFormat::kFp8PerTensor:
+    case ActivationFormat::kFp8PerToken: return nullptr;
+    default: return "4-bit weights meet bf16 or one scale per row";
+  }
+}
+
 const char* why_unsupported_matrices(const PackedMatrices& packed, ActivationFormat activations) {
   const WeightRows& w = packed.rows();
   const ActivationStorage storage = activation_storage(activations);
   const bool rounds = activations != ActivationFormat::kNone;
   if (!plain_values(w)) return "weights with zero points, a group index or global scales";
   if (!aligned_columns(w)) return "rows are not multiples of 16 bytes";
+  if (in_fragment_order(w)) return why_unsupported_fragments(packed, activations);
   switch (w.rows.format) {
     case Format::kBf16: return rounds ? "bf16 weights meet bf16 activations only" : nullptr;
     case Format::kFp8E4m3:
@@ -83,6 +102,7 @@ Sm90Experts::Sm90Experts(const LayerSpec& spec, const PackedMatrices& gate_up,
 
 void Sm90Experts::prepare(Sm90Matrices& matrices, const PackedMatrices& packed) const {
   matrices.rows = packed.rows();
+  if (in_fragment_order(matrices.rows)) return;  // scales lie among the codes
   const ActivationStorage storage = activation_storage(activations_);
   const StoredRows input{.group_size = static_cast<int32_t>(storage.scale_block.cols)};
   matrices.scaling = scaling_of(input, matrices.rows);
@@ -106,12 +126,17 @@ const char* Sm90Experts::why_unsupported(DataType hidden_states, DataType /*outp
   return hidden_states == DataType::kBf16 ? nullptr : "bf16 weights meet bf16 hidden states only";
 }
 
-GroupedGemmConfig Sm90Experts::select_config(int64_t /*num_tokens*/, int64_t /*top_k*/) const {
+GroupedGemmConfig Sm90Experts::select_config(int64_t num_tokens, int64_t top_k) const {
+  if (in_fragment_order(gate_up_.rows)) {
+    return select_fp4_prefill_config(
+        gate_up_.rows.fragments.order,
+        static_cast<double>(num_tokens * top_k) / static_cast<double>(spec_.num_experts));
+  }
   return configs_of(gate_up_.rows.rows.format, gate_up_.scaling).front();
 }
 
 Sm90Workspace Sm90Experts::layout(int64_t max_tokens, int64_t top_k) const {
-  constexpr int64_t kMaxUnit = 192;
+  constexpr int64_t kMinUnit = 32, kMaxUnit = 192;
   const int64_t inner = spec_.intermediate_size;
   const int64_t width = spec_.expert_width();
   Sm90Workspace w;
@@ -122,7 +147,7 @@ Sm90Workspace Sm90Experts::layout(int64_t max_tokens, int64_t top_k) const {
   w.tile_counters = carver.take(kTileCounterBytes);
   w.sorted_ids = carver.take(rows * 4);
   w.sorted_weights = carver.take(rows * 4);
-  w.sorted_expert_ids = carver.take(ceil_div<int64_t>(rows, kGemmWaveRows) * 4);
+  w.sorted_expert_ids = carver.take(ceil_div<int64_t>(rows, kMinUnit) * 4);
   w.num_valid_ids = carver.take(8);
   w.sort_scratch = carver.take(sort_scratch_bytes(w.chunk_tokens, top_k, spec_.num_experts));
   if (activations_ != ActivationFormat::kNone) {
@@ -257,8 +282,16 @@ StoredRows Sm90Experts::quantize_input(const Batch& batch, RowSource& source) co
   return coded.rows;
 }
 
+void Sm90Experts::multiply(const Batch& batch, const GroupedGemmJob& job) const {
+  const int num_sms = device_facts(device_).num_sms;
+  if (in_fragment_order(job.weights)) {
+    return fp4_prefill(job, batch.config, num_sms, batch.stream);
+  }
+  grouped_gemm(job, batch.config, weight_map(job.weights, spec_.num_experts, batch.config), num_sms,
+               batch.stream);
+}
+
 void Sm90Experts::gate_up(const Batch& batch, const StoredRows& input, RowSource source) const {
-  const DeviceFacts& facts = device_facts(device_);
   GroupedGemmJob job{.sorted = batch.sorted,
                      .tile_counter = batch.layout.tile_counters.in<uint32_t>(batch.workspace),
                      .source = source,
@@ -271,8 +304,7 @@ void Sm90Experts::gate_up(const Batch& batch, const StoredRows& input, RowSource
                      .weight_before_bias = spec_.weight_position == WeightPosition::kInput,
                      .output = batch.layout.hidden.in(batch.workspace),
                      .output_stride = spec_.intermediate_size};
-  grouped_gemm(job, batch.config, weight_map(gate_up_.rows, spec_.num_experts, batch.config),
-               facts.num_sms, batch.stream);
+  multiply(batch, job);
 }
 
 StoredRows Sm90Experts::quantize_hidden(const Batch& batch) const {
@@ -301,7 +333,6 @@ StoredRows Sm90Experts::quantize_hidden(const Batch& batch) const {
 }
 
 void Sm90Experts::down(const Batch& batch, const StoredRows& hidden) const {
-  const DeviceFacts& facts = device_facts(device_);
   GroupedGemmJob job{.sorted = batch.sorted,
                      .tile_counter = batch.layout.tile_counters.in<uint32_t>(batch.workspace) + 1,
                      .source = RowSource::kSorted,
@@ -314,8 +345,7 @@ void Sm90Experts::down(const Batch& batch, const StoredRows& hidden) const {
                      .output = batch.layout.expert_output.in(batch.workspace),
                      .output_stride = spec_.expert_width()};
   if (spec_.weight_position == WeightPosition::kInput) job.sorted.weights = nullptr;
-  grouped_gemm(job, batch.config, weight_map(down_.rows, spec_.num_experts, batch.config),
-               facts.num_sms, batch.stream);
+  multiply(batch, job);
 }
 
 void Sm90Experts::combine(const Batch& batch) const {
@@ -358,7 +388,10 @@ void Sm90Experts::plan(int64_t num_tokens, int64_t top_k, const MachineLimits& l
   const auto tokens = static_cast<double>(num_tokens);
   const auto width = static_cast<double>(spec_.expert_width());
   const auto inner = static_cast<double>(spec_.intermediate_size);
-  const Format format = gate_up_.rows.rows.format;
+  const bool rounds = activations_ != ActivationFormat::kNone;
+  const Format format = rounds ? activation_storage(activations_).format : Format::kBf16;
+  const bool fragments = in_fragment_order(gate_up_.rows);
+  const char* const gemm = fragments ? "sm90_fp4_prefill" : "sm90_grouped_gemm";
   const double code_bytes = element_bits(format) / 8;
   const double rate = format == Format::kBf16   ? limits.bf16_gflops
                       : format == Format::kInt8 ? limits.int8_gops
@@ -374,7 +407,6 @@ void Sm90Experts::plan(int64_t num_tokens, int64_t top_k, const MachineLimits& l
   };
   add("sort", "sort", fmt::format("units of {} rows, a tile's height", config.block_m), pairs * 16,
       0);
-  const bool rounds = activations_ != ActivationFormat::kNone;
   if (rounds) {
     add("quantize", "quantize", fmt::format("tokens to {}", to_string(activations_)),
         tokens * width * (2 + code_bytes), 0);
@@ -385,14 +417,14 @@ void Sm90Experts::plan(int64_t num_tokens, int64_t top_k, const MachineLimits& l
     return touched * static_cast<double>(m.rows.expert_bytes);
   };
   const double matrices = spec_.activation.gated() ? 2 : 1;
-  add("gate_up", "sm90_grouped_gemm", tile + ", rows gathered by cp.async",
+  add("gate_up", gemm, tile + ", rows gathered by cp.async",
       weight_bytes(gate_up_) + tokens * width * code_bytes + pairs * inner * 2,
       2 * matrices * pairs * width * inner);
   if (rounds) {
     add("quantize", "quantize", fmt::format("intermediate to {}", to_string(activations_)),
         pairs * inner * (2 + code_bytes), 0);
   }
-  add("down", "sm90_grouped_gemm", tile + ", rows by the copy engine",
+  add("down", gemm, tile + ", rows by the copy engine",
       weight_bytes(down_) + pairs * inner * code_bytes + pairs * width * 2,
       2 * pairs * width * inner);
   add("combine", "combine", "f32 sum in slot order", pairs * width * 2 + tokens * width * 2,

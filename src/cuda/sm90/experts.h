@@ -74,6 +74,9 @@ class Sm90Experts final : public TunedExperts {
   void down(const Batch& batch, const StoredRows& hidden) const;
   void combine(const Batch& batch) const;
 
+  /// The job on the kernel for its weights.
+  void multiply(const Batch& batch, const GroupedGemmJob& job) const;
+
   LayerSpec spec_;
   ActivationFormat activations_;
   int device_;

@@ -16,21 +16,6 @@ GroupedGemmVariantList variants_of(Format weights, Scaling scaling) {
   return scaling == Scaling::kBlock ? fp8_block_variants() : fp8_outer_variants();
 }
 
-/// Every kind but kGeGlu and kSiTu (and kRelu2, which has no gate) is this curve.
-GatedCurve curve_of(const ActivationSpec& spec) {
-  constexpr float kInfinity = std::numeric_limits<float>::infinity();
-  constexpr float kTwoSqrt2OverPi = 1.59576912160573071176f;
-  GatedCurve curve{.gate_limit = kInfinity, .up_limit = kInfinity, .slope = 1.0f};
-  const bool clamps = spec.kind == Activation::kSwiGluClamp || spec.kind == Activation::kSwiGluOai;
-  if (clamps) curve.gate_limit = curve.up_limit = spec.limit;
-  if (spec.kind == Activation::kSwiGluOai) curve.slope = spec.alpha, curve.shift = 1.0f;
-  if (spec.kind == Activation::kGeGluTanh) {
-    curve.slope = kTwoSqrt2OverPi;
-    curve.cubic = kTwoSqrt2OverPi * 0.044715f;
-  }
-  return curve;
-}
-
 CUtensorMap row_map(const GroupedGemmJob& job) {
   const int bytes = element_bits(job.input.format) / 8;
   return tensor_map(TensorMap2d{.data = job.input.values,
@@ -81,6 +66,20 @@ GroupedGemmParams params_of(const GroupedGemmJob& job, const CUtensorMap& weight
 }
 
 }  // namespace
+
+GatedCurve curve_of(const ActivationSpec& spec) {
+  constexpr float kInfinity = std::numeric_limits<float>::infinity();
+  constexpr float kTwoSqrt2OverPi = 1.59576912160573071176f;
+  GatedCurve curve{.gate_limit = kInfinity, .up_limit = kInfinity, .slope = 1.0f};
+  const bool clamps = spec.kind == Activation::kSwiGluClamp || spec.kind == Activation::kSwiGluOai;
+  if (clamps) curve.gate_limit = curve.up_limit = spec.limit;
+  if (spec.kind == Activation::kSwiGluOai) curve.slope = spec.alpha, curve.shift = 1.0f;
+  if (spec.kind == Activation::kGeGluTanh) {
+    curve.slope = kTwoSqrt2OverPi;
+    curve.cubic = kTwoSqrt2OverPi * 0.044715f;
+  }
+  return curve;
+}
 
 Scaling scaling_of(const StoredRows& input, const WeightRows& weights) {
   if (weights.rows.format == Format::kBf16) return Scaling::kNone;

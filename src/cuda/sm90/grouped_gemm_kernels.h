@@ -13,6 +13,8 @@ namespace switchyard::cuda::sm90 {
 struct GatedCurve {
   float gate_limit = 0, up_limit = 0, slope = 0, cubic = 0, shift = 0;
 };
+/// Of every kind but kGeGlu and kSiTu, which are no such curve, and kRelu2, which has no gate.
+GatedCurve curve_of(const ActivationSpec& spec);
 
 struct GroupedGemmParams {
   CUtensorMap weight_map;

@@ -1,0 +1,105 @@
+#include "cuda/sm90/fp4_prefill.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "cuda/sm90/fp4_prefill_kernels.h"
+#include "cuda/sm90/tensor_map.h"
+#include "switchyard/error.h"
+
+namespace switchyard::cuda::sm90 {
+namespace {
+
+Fp4PrefillVariantList variants_of(FragmentOrder order) {
+  return order == FragmentOrder::kFp8 ? fp4_prefill_fp8() : fp4_prefill_bf16();
+}
+
+Fp4PrefillParams params_of(const GroupedGemmJob& job, int tile_rows) {
+  const WeightRows& w = job.weights;
+  const int bytes = element_bits(job.input.format) / 8;
+  const bool gated = job.activation != nullptr && job.activation->gated();
+  const bool weighted = job.sorted.weights != nullptr;
+  Fp4PrefillParams p{};
+  if (job.source == RowSource::kSorted) {
+    p.row_map = tensor_map(TensorMap2d{.data = job.input.values,
+                                       .rows = job.num_input_rows,
+                                       .cols = w.num_cols,
+                                       .row_bytes = job.input.row_bytes,
+                                       .element_bytes = bytes,
+                                       .box_rows = tile_rows,
+                                       .box_cols = kGemmBlockBytes / bytes});
+  }
+  p.sorted = job.sorted;
+  p.weights = static_cast<const uint8_t*>(w.rows.values);
+  p.expert_bytes = w.expert_bytes;
+  p.row_block_bytes = w.fragments.row_block_bytes();
+  p.num_row_blocks = w.fragments.row_blocks;
+  p.num_col_blocks = w.fragments.col_blocks;
+  p.num_weight_rows = w.num_rows;
+  p.num_columns = w.num_rows / (gated ? 2 : 1);
+  p.row_bytes_k = w.num_cols * bytes;
+  p.num_k_blocks = ceil_div(p.row_bytes_k, kGemmBlockBytes);
+  p.weight_row_scales = w.row_scales;
+  p.bias = w.bias;
+  p.input = static_cast<const uint8_t*>(job.input.values);
+  p.input_row_bytes = job.input.row_bytes;
+  p.source = job.source;
+  p.row_scales = static_cast<const float*>(job.input.scales);
+  p.row_scale_stride = job.input.num_groups;
+  if (job.activation != nullptr) {
+    p.activation = job.activation->kind;
+    p.activation_spec = *job.activation;
+    p.curve = curve_of(*job.activation);
+    p.square = !gated;
+  }
+  p.weight_before_bias = weighted && job.weight_before_bias;
+  p.weight_after = weighted && job.activation == nullptr;
+  p.output_per_pair = job.output_per_pair;
+  p.output = static_cast<uint16_t*>(job.output);
+  p.output_stride = job.output_stride;
+  return p;
+}
+
+}  // namespace
+
+std::vector<GroupedGemmConfig> fp4_prefill_configs(FragmentOrder order) {
+  const Fp4PrefillVariantList list = variants_of(order);
+  std::vector<GroupedGemmConfig> configs;
+  for (int i = 0; i < list.count; ++i) configs.push_back(list.variants[i].config);
+  return configs;
+}
+
+GroupedGemmConfig select_fp4_prefill_config(FragmentOrder order, double rows_per_expert) {
+  // Time of a tile in rows: multiplying takes time per row; converting, which three warpgroups hide
+  // only in part, once.
+  constexpr double kConvertRows = 48;
+  // Routing spreads: one deviation more than the mean must still fit.
+  const double rows = rows_per_expert + std::sqrt(rows_per_expert);
+  const auto cost = [&](const GroupedGemmConfig& c) {
+    return std::ceil(rows / c.block_m) * (c.block_m + kConvertRows);
+  };
+  const std::vector<GroupedGemmConfig> configs = fp4_prefill_configs(order);
+  return *std::min_element(configs.begin(), configs.end(),
+                           [&](const auto& a, const auto& b) { return cost(a) < cost(b); });
+}
+
+void fp4_prefill(const GroupedGemmJob& job, const GroupedGemmConfig& config, int num_sms,
+                 Stream stream) {
+  if (job.sorted.num_blocks == 0) return;
+  const Fp4PrefillVariantList list = variants_of(job.weights.fragments.order);
+  const auto* variant = std::find_if(list.variants, list.variants + list.count,
+                                     [&](const auto& v) { return v.config == config; });
+  if (variant == list.variants + list.count) {
+    throw Error(ErrorCode::kInternal, "no 4-bit prefill kernel was compiled for this config");
+  }
+  const bool gated = job.activation != nullptr && job.activation->gated();
+  const Fp4PrefillLauncher launcher = job.source == RowSource::kSorted ? variant->sorted_rows
+                                      : gated                          ? variant->gathered_gated
+                                                                       : variant->gathered_rows;
+  const int64_t tiles =
+      static_cast<int64_t>(job.sorted.num_blocks) * ceil_div(job.weights.num_rows, config.block_n);
+  launcher(params_of(job, config.block_m), static_cast<int>(std::min<int64_t>(tiles, num_sms)),
+           stream);
+}
+
+}  // namespace switchyard::cuda::sm90

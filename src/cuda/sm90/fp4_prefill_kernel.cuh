@@ -1,0 +1,78 @@
+#pragma once
+// The prefill kernel for 4-bit weights: a persistent grid, one loading warpgroup, three that
+// multiply.
+
+#include "cuda/launch.cuh"
+#include "cuda/sm90/fp4_prefill_epilogue.cuh"
+
+namespace switchyard::cuda::sm90 {
+
+template <class Traits>
+__device__ void multiply_tiles(const Fp4PrefillParams& p, const Fp4PrefillRing<Traits>& ring,
+                               uint8_t* shared, const GroupedTileScheduler& scheduler, int consumer,
+                               int thread) {
+  Fp4PrefillConsumer<Traits> loop{
+      p, ring, reinterpret_cast<const Fp8Table*>(shared + Traits::kTablesAt), consumer, thread};
+  const Fp4PrefillEnd<Traits> end{p, shared + Traits::kEndAt + consumer * Traits::kEndBytes,
+                                  consumer, thread};
+  for (int64_t t = blockIdx.x; t < scheduler.num_tiles(); t += gridDim.x) {
+    const GroupedTile tile = scheduler.tile(t);
+    const int row_block = tile.column * Traits::kConsumers + consumer;
+    if (row_block >= p.num_row_blocks) {
+      loop.skip_tile();
+      continue;
+    }
+    const int first_row = tile.row_block * Traits::kTileRows;
+    end.fetch_facts(p.sorted.experts[tile.row_block], row_block, first_row);
+    typename Traits::Sums sums;
+    loop.run(sums);
+    end.finish(sums, row_block, first_row);
+  }
+}
+
+template <class Traits>
+__global__ void __launch_bounds__(Traits::kThreads, 1)
+    sm90_fp4_prefill_kernel(const __grid_constant__ Fp4PrefillParams p) {
+  extern __shared__ uint8_t unaligned[];
+  constexpr uint32_t kAlignment = 1024;
+  uint8_t* shared = unaligned + (kAlignment - shared_address(unaligned) % kAlignment) % kAlignment;
+  const Fp4PrefillRing<Traits> ring(shared);
+  const int warpgroup = __shfl_sync(~0u, static_cast<int>(threadIdx.x) / 128, 0);
+  const int thread = static_cast<int>(threadIdx.x) % 128;
+  if (threadIdx.x == 0) ring.init();
+  if (Traits::kFp8 && threadIdx.x < kNumFp8Tables) {
+    reinterpret_cast<Fp8Table*>(shared + Traits::kTablesAt)[threadIdx.x] =
+        make_fp8_table(static_cast<int>(threadIdx.x));
+  }
+  __syncthreads();
+  const GroupedTileScheduler scheduler{p.sorted.num_valid[0] / Traits::kTileRows,
+                                       ceil_div(p.num_row_blocks, Traits::kConsumers)};
+  // 64 K registers: three consumers of 160 and a producer of 32.
+  if (warpgroup == Traits::kConsumers) {
+    give_registers<32>();
+    load_tiles(p, ring, scheduler, thread);
+  } else {
+    take_registers<160>();
+    multiply_tiles(p, ring, shared, scheduler, warpgroup, thread);
+  }
+}
+
+template <class Traits>
+void launch_fp4_prefill(const Fp4PrefillParams& params, int num_blocks, Stream stream) {
+  launch(sm90_fp4_prefill_kernel<Traits>,
+         {.grid = static_cast<unsigned>(num_blocks),
+          .block = Traits::kThreads,
+          .shared_bytes = Traits::kSharedBytes},
+         static_cast<cudaStream_t>(stream.handle), params);
+}
+
+template <FragmentOrder kOrder, int kRows>
+constexpr Fp4PrefillVariants fp4_prefill_variants() {
+  using Down = Fp4PrefillTraits<kOrder, RowSource::kSorted, TileEnd::kRows, kRows>;
+  return {{kRows, Down::kTileWeightRows, Down::kStages},
+          launch_fp4_prefill<Fp4PrefillTraits<kOrder, RowSource::kToken, TileEnd::kGated, kRows>>,
+          launch_fp4_prefill<Fp4PrefillTraits<kOrder, RowSource::kToken, TileEnd::kRows, kRows>>,
+          launch_fp4_prefill<Down>};
+}
+
+}  // namespace switchyard::cuda::sm90

@@ -1,0 +1,53 @@
+#pragma once
+// The prefill kernels for 4-bit weights as their launcher sees them.
+
+#include <cuda.h>
+
+#include "cuda/sm90/grouped_gemm.h"
+#include "cuda/sm90/grouped_gemm_kernels.h"
+
+namespace switchyard::cuda::sm90 {
+
+struct Fp4PrefillParams {
+  CUtensorMap row_map;  ///< RowSource::kSorted
+  SortedRows sorted;
+  const uint8_t* weights;  ///< blocks in fragment order
+  int64_t expert_bytes, row_block_bytes;
+  int32_t num_row_blocks, num_col_blocks;
+  int32_t num_weight_rows, num_columns;  ///< num_columns: output columns
+  int32_t num_k_blocks;
+  int32_t row_bytes_k;             ///< bytes of K
+  const float* weight_row_scales;  ///< [E][weight rows]
+  const float* bias;               ///< [E][weight rows] or null
+
+  const uint8_t* input;  ///< gathered
+  int64_t input_row_bytes;
+  RowSource source;
+  const float* row_scales;  ///< E4M3: of input row r at r * row_scale_stride
+  int32_t row_scale_stride;
+
+  Activation activation;
+  ActivationSpec activation_spec;
+  GatedCurve curve;
+  bool weight_before_bias, weight_after, square;
+  bool output_per_pair;
+  uint16_t* output;
+  int64_t output_stride;
+};
+
+using Fp4PrefillLauncher = void (*)(const Fp4PrefillParams&, int num_blocks, Stream);
+
+/// What a layer needs of one tile: gate and up, up alone, down.
+struct Fp4PrefillVariants {
+  GroupedGemmConfig config;
+  Fp4PrefillLauncher gathered_gated, gathered_rows, sorted_rows;
+};
+struct Fp4PrefillVariantList {
+  const Fp4PrefillVariants* variants;
+  int count;
+};
+/// Each in its own translation unit, tallest tile first.
+Fp4PrefillVariantList fp4_prefill_fp8();
+Fp4PrefillVariantList fp4_prefill_bf16();
+
+}  // namespace switchyard::cuda::sm90

@@ -1,0 +1,281 @@
+#pragma once
+// 4-bit weights times many rows: how operands get into shared memory, and the k loop. Weight rows
+// lie on wgmma's M and come from registers, where a thread converts just the codes it multiplies;
+// sorted rows lie on N. Three warpgroups of 64 weight rows share the rows of a tile: while one
+// converts or takes its sums out, the others keep the matrix unit busy.
+
+#include "core/fragment_convert.h"
+#include "core/grouped_tile_scheduler.h"
+#include "cuda/sm90/fp4_prefill_kernels.h"
+#include "cuda/sm90/grouped_gemm_params.cuh"
+
+namespace switchyard::cuda::sm90 {
+
+/// A kernel is compiled for one of these.
+template <FragmentOrder kOrder, RowSource kRowSource, TileEnd kTileEnd, int kRows>
+struct Fp4PrefillTraits {
+  static constexpr bool kFp8 = kOrder == FragmentOrder::kFp8;
+  static constexpr bool kGather = kRowSource != RowSource::kSorted;
+  static constexpr TileEnd kEnd = kTileEnd;
+  static constexpr int kTileRows = kRows;
+  static constexpr int kConsumers = 3;
+  static constexpr int kThreads = (kConsumers + 1) * 128;
+  static constexpr int kTileWeightRows = kConsumers * kFragmentRows;
+  /// A stage is 128 bytes of every row, and the weights of as many columns.
+  static constexpr int kElementBytes = kFp8 ? 1 : 2;
+  static constexpr int kBlockK = kGemmBlockBytes / kElementBytes;
+  static constexpr int kStageBlocks = kBlockK / kFragmentCols;
+  static constexpr int kBlockBytes = kFragmentCodeBytes + kFragmentRows * kFragmentCols / 32;
+  static constexpr int kConsumerStage = kStageBlocks * kBlockBytes;
+  static constexpr int kRowStage = kRows * kGemmBlockBytes;
+  static constexpr int kWeightStage = kConsumers * kConsumerStage;
+  /// K blocks between promotions of E4M3 sums, counted from column 0: 512 columns, as everywhere.
+  static constexpr int kPromoteBlocks = 4;
+  using Mma = Wgmma<kFp8 ? MmaType::kE4m3 : MmaType::kBf16, kRows>;
+  using Sums = float[kRows / 2];
+
+  /// The end of a tile, per consumer: facts of its rows and weight rows, and output on its way.
+  static constexpr int kFactBytes = 4 * (3 * kRows + 2 * kFragmentRows);
+  static constexpr int kOutputBytes = 64 * 2 * kFragmentRows;
+  static constexpr int kEndBytes = kFactBytes + kOutputBytes;
+  static constexpr int kFixedBytes =
+      1024 + 256 + kNumFp8Tables * 8 + 8 + kConsumers * kEndBytes;  // alignment, barriers, tables
+  static constexpr int kMostStages =
+      static_cast<int>((kSm90SharedBytes - kFixedBytes) / (kRowStage + kWeightStage));
+  static constexpr int kStages = kMostStages < 12 ? kMostStages : 12;
+  static constexpr int kWeightsAt = kStages * kRowStage;
+  static constexpr int kEndAt = kWeightsAt + kStages * kWeightStage;
+  static constexpr int kTablesAt = kEndAt + kConsumers * kEndBytes;
+  static constexpr int kBarriersAt = kTablesAt + kNumFp8Tables * 8 + 8;
+  static constexpr int kSharedBytes = kBarriersAt + 2 * 8 * kStages + 1024;
+  static_assert(kSharedBytes <= kSm90SharedBytes && kStages >= 3);
+};
+
+template <class Traits>
+struct Fp4PrefillRing {
+  uint8_t* rows;
+  uint8_t* weights;
+  uint64_t* full;
+  uint64_t* empty;
+
+  __device__ explicit Fp4PrefillRing(uint8_t* shared)
+      : rows(shared),
+        weights(shared + Traits::kWeightsAt),
+        full(reinterpret_cast<uint64_t*>(shared + Traits::kBarriersAt)),
+        empty(full + Traits::kStages) {}
+  __device__ void init() const {
+    for (int i = 0; i < Traits::kStages; ++i) {
+      barrier_init(&full[i], 4 + (Traits::kGather ? 128 : 0));  // one lane per loading warp
+      barrier_init(&empty[i], 4 * Traits::kConsumers);
+    }
+    fence_barrier_init();
+  }
+};
+
+/// Warps 0..2 bring a consumer's weights each: one thread issues a copy in 200-300 clocks, and a
+/// stage has 768 (one thread for all four copies held the kernel at 53 % of the matrix unit).
+/// Rows: by the copy engine (warp 3), or gathered 16 bytes at a time by all threads.
+template <class Traits>
+__device__ void load_tiles(const Fp4PrefillParams& p, const Fp4PrefillRing<Traits>& ring,
+                           const GroupedTileScheduler& scheduler, int thread) {
+  constexpr int kPassRows = 16;  // 128 threads bring 16 rows of 8 chunks
+  constexpr int kPasses = Traits::kGather ? Traits::kTileRows / kPassRows : 1;
+  const int warp = __shfl_sync(~0u, thread / 32, 0);
+  const bool leads = thread % 32 == 0;
+  const int chunk = thread % 8;
+  const int row = thread / 8;
+  const uint32_t place = static_cast<uint32_t>(row * kGemmBlockBytes + ((chunk ^ (row % 8)) << 4));
+  const auto row_chunks = static_cast<uint32_t>(p.input_row_bytes / 16);
+  RingPosition<Traits::kStages> at;
+  at.parity = 1;  // every slot is free at first
+  for (int64_t t = blockIdx.x; t < scheduler.num_tiles(); t += gridDim.x) {
+    const GroupedTile tile = scheduler.tile(t);
+    const int first_row = tile.row_block * Traits::kTileRows;
+    const int row_block = tile.column * Traits::kConsumers + warp;
+    const bool brings_weights = warp < Traits::kConsumers && row_block < p.num_row_blocks;
+    const uint8_t* weights = p.weights + p.sorted.experts[tile.row_block] * p.expert_bytes +
+                             row_block * p.row_block_bytes;
+    uint32_t from[kPasses];  // in chunks of 16 bytes; all ones: no such row
+    if constexpr (Traits::kGather) {
+#pragma unroll
+      for (int i = 0; i < kPasses; ++i) {
+        const int32_t packed = __ldg(p.sorted.ids + first_row + row + kPassRows * i);
+        const int32_t token = packed_token(packed);
+        const int32_t source =
+            p.source == RowSource::kPair ? token * p.sorted.top_k + packed_slot(packed) : token;
+        from[i] = is_pair(packed, p.sorted.top_k)
+                      ? static_cast<uint32_t>(source) * row_chunks + static_cast<uint32_t>(chunk)
+                      : ~0u;
+      }
+    }
+    const uint8_t* column = p.input;
+    int left = p.row_bytes_k - chunk * 16;
+    for (int k = 0; k < p.num_k_blocks; ++k) {
+      barrier_wait(&ring.empty[at.slot], at.parity);
+      if (leads) {
+        if (brings_weights) {
+          uint8_t* to =
+              ring.weights + at.slot * Traits::kWeightStage + warp * Traits::kConsumerStage;
+          const uint8_t* of_stage = weights + k * Traits::kConsumerStage;
+          const bool whole = (k + 1) * Traits::kStageBlocks <= p.num_col_blocks;
+          barrier_expect(&ring.full[at.slot], Traits::kConsumerStage);
+          bulk_load(to, of_stage, whole ? Traits::kConsumerStage : Traits::kBlockBytes,
+                    &ring.full[at.slot]);
+          // Past the last block rows are zeros; any finite weights will do.
+          if (!whole) {
+            bulk_load(to + Traits::kBlockBytes, weights, Traits::kBlockBytes, &ring.full[at.slot]);
+          }
+        } else if (!Traits::kGather && warp == Traits::kConsumers) {
+          barrier_expect(&ring.full[at.slot], Traits::kRowStage);
+          tensor_load(ring.rows + at.slot * Traits::kRowStage, &p.row_map, k * Traits::kBlockK,
+                      first_row, &ring.full[at.slot]);
+        } else {
+          barrier_arrive(&ring.full[at.slot]);
+        }
+      }
+      if constexpr (Traits::kGather) {
+        const uint32_t to =
+            shared_address(ring.rows) + static_cast<uint32_t>(at.slot * Traits::kRowStage) + place;
+#pragma unroll
+        for (int i = 0; i < kPasses; ++i) {
+          const bool exists = from[i] != ~0u && left > 0;
+          async_copy_16(to + static_cast<uint32_t>(i * kPassRows * kGemmBlockBytes),
+                        exists ? column + static_cast<uint64_t>(from[i]) * 16 : p.input, exists);
+        }
+        async_copy_arrive(&ring.full[at.slot]);
+        column += kGemmBlockBytes;
+        left -= kGemmBlockBytes;
+      }
+      at.advance();
+    }
+  }
+}
+
+/// The k loop of one warpgroup: its 64 weight rows times the tile's rows.
+template <class Traits>
+struct Fp4PrefillConsumer {
+  using Mma = typename Traits::Mma;
+  using Sums = typename Traits::Sums;
+  /// Operand A of two k-steps, 64 bytes of K: half a stage.
+  using HalfOperand = uint32_t[2][4];
+
+  const Fp4PrefillParams& p;
+  const Fp4PrefillRing<Traits>& ring;
+  const Fp8Table* tables;  ///< in shared memory
+  int consumer;
+  int thread;  ///< of the warpgroup
+  RingPosition<Traits::kStages> at{};
+
+  __device__ __forceinline__ void release(int slot) const {
+    if (thread % 32 == 0) barrier_arrive(&ring.empty[slot]);
+  }
+  __device__ __forceinline__ void release_previous() const {
+    release(at.slot == 0 ? Traits::kStages - 1 : at.slot - 1);
+  }
+  __device__ __forceinline__ void wait_full() const {
+    barrier_wait(&ring.full[at.slot], at.parity);
+    // Gathered rows were written by ordinary stores as far as wgmma is concerned.
+    if constexpr (Traits::kGather) fence_async_shared();
+  }
+  /// Lets a tile's k blocks pass.
+  __device__ void skip_tile() {
+    for (int k = 0; k < p.num_k_blocks; ++k) {
+      barrier_wait(&ring.full[at.slot], at.parity);
+      release(at.slot);
+      at.advance();
+    }
+  }
+
+  __device__ __forceinline__ const uint8_t* block(int index) const {
+    return ring.weights + at.slot * Traits::kWeightStage + consumer * Traits::kConsumerStage +
+           index * Traits::kBlockBytes;
+  }
+  /// This thread's codes of a block, and the scales of its pair of rows: [row][32 columns].
+  __device__ __forceinline__ uint4 codes(const uint8_t* of) const {
+    return *reinterpret_cast<const uint4*>(of + thread * 16);
+  }
+  __device__ __forceinline__ uint32_t scales(const uint8_t* of) const {
+    return *reinterpret_cast<const uint32_t*>(of + kFragmentCodeBytes + thread / 4 * 4);
+  }
+  __device__ __forceinline__ void convert(uint32_t first, uint32_t second, uint32_t scales,
+                                          int step, uint32_t (&a)[4]) const {
+    const auto table = [&](int index) {
+      const uint32_t at_byte = permute_bytes(scales, 0, 0x4440u + static_cast<uint32_t>(index));
+      return *reinterpret_cast<const Fp8Table*>(reinterpret_cast<const uint8_t*>(tables) + at_byte);
+    };
+    convert_fp8(first, table(step), a[0], a[2]);
+    convert_fp8(second, table(2 + step), a[1], a[3]);
+  }
+  template <int kHalf>
+  __device__ __forceinline__ void convert_half(const uint4& words, uint32_t scales,
+                                               HalfOperand& a) const {
+    if constexpr (Traits::kFp8) {
+      convert(words.x, words.y, scales, 0, a[0]);
+      convert(words.z, words.w, scales, 1, a[1]);
+    } else {
+      const uint32_t first = mx_multiplier(scales, kHalf),
+                     second = mx_multiplier(scales, 2 + kHalf);
+      convert_bf16(kHalf == 0 ? words.x : words.z, first, second, a[0]);
+      convert_bf16(kHalf == 0 ? words.y : words.w, first, second, a[1]);
+    }
+  }
+  __device__ __forceinline__ void multiply_half(Sums& d, const HalfOperand& a, uint64_t b,
+                                                bool accumulate) const {
+    pin(d);
+    wgmma_fence();
+    Mma::rs(d, a[0], b, accumulate);
+    Mma::rs(d, a[1], b + 2, true);  // descriptors count 16 bytes
+    wgmma_commit();
+    pin(d);
+  }
+
+  /// `count` stages from the current one into d, the last of them still in flight at the end. A
+  /// half is converted while the one before it is multiplied; its operand must be free by then,
+  /// which also frees the stage before.
+  __device__ __forceinline__ void accumulate(Sums& d, int count) {
+    HalfOperand low, high;
+#pragma unroll 1
+    for (int k = 0; k < count; ++k) {
+      wait_full();
+      const uint64_t b =
+          swizzled_128_descriptor(shared_address(ring.rows + at.slot * Traits::kRowStage));
+      uint4 words = codes(block(0));
+      uint32_t scale = scales(block(0));
+      wgmma_wait<1>();
+      convert_half<0>(words, scale, low);
+      multiply_half(d, low, b, k != 0);
+      if constexpr (Traits::kFp8) {
+        words = codes(block(1));
+        scale = scales(block(1));
+      }
+      wgmma_wait<1>();
+      if (k != 0) release_previous();
+      convert_half<1>(words, scale, high);
+      multiply_half(d, high, b + 4, true);
+      at.advance();
+    }
+  }
+
+  __device__ void run(Sums& sums) {
+    if constexpr (Traits::kFp8) {
+      Sums part;
+#pragma unroll
+      for (int i = 0; i < Traits::kTileRows / 2; ++i) sums[i] = 0.0f;
+      for (int left = p.num_k_blocks; left > 0; left -= Traits::kPromoteBlocks) {
+        accumulate(part, min(left, Traits::kPromoteBlocks));
+        wgmma_wait<0>();
+        pin(part);
+        release_previous();
+#pragma unroll
+        for (int i = 0; i < Traits::kTileRows / 2; ++i) sums[i] += part[i];
+      }
+    } else {
+      accumulate(sums, p.num_k_blocks);
+      wgmma_wait<0>();
+      pin(sums);
+      release_previous();
+    }
+  }
+};
+
+}  // namespace switchyard::cuda::sm90

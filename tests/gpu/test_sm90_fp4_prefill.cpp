@@ -1,0 +1,262 @@
+// The prefill kernels for 4-bit weights: every operand kind, activation and shape class against the
+// double reference and against the generic kernels, and the same bits from every tile.
+
+#include <gtest/gtest.h>
+
+#include <optional>
+#include <string>
+
+#include "core/expert_sort.h"
+#include "cuda/pack_weights.h"
+#include "cuda/sm90/fp4_prefill.h"
+#include "cuda/sort.h"
+#include "gpu/device_tensor.h"
+#include "support/compare.h"
+#include "support/random.h"
+#include "support/random_weights.h"
+#include "switchyard/models.h"
+
+namespace switchyard {
+namespace {
+
+using test::Buffer;
+using test::DeviceTensor;
+using test::Random;
+
+struct Operands {
+  Format weights;
+  ScaleBlock block;
+  ActivationFormat activations;
+  bool smooth = false;
+};
+const Operands kOperands[] = {
+    {Format::kMxfp4, {1, 32}, ActivationFormat::kNone},
+    {Format::kMxfp4, {1, 32}, ActivationFormat::kFp8PerToken},
+    {Format::kMxfp4, {1, 32}, ActivationFormat::kFp8PerTensor},
+};
+
+std::string name(const LayerSpec& spec, int64_t tokens) {
+  return std::string(to_string(spec.weight_format)) + " {" +
+         std::to_string(spec.weight_scale_block.rows) + "," +
+         std::to_string(spec.weight_scale_block.cols) + "} x " + to_string(spec.activation_format) +
+         ", " + to_string(spec.activation.kind) + ", T " + std::to_string(tokens) + " E " +
+         std::to_string(spec.num_experts) + " K " + std::to_string(spec.top_k) + " H " +
+         std::to_string(spec.hidden_size) + " I " + std::to_string(spec.intermediate_size);
+}
+
+LayerSpec spec_of(const Operands& operands, int64_t experts, int64_t top_k, int64_t hidden,
+                  int64_t inner) {
+  LayerSpec spec{
+      .num_experts = experts, .top_k = top_k, .hidden_size = hidden, .intermediate_size = inner};
+  spec.weight_format = operands.weights;
+  spec.weight_scale_block = operands.block;
+  spec.activation_format = operands.activations;
+  return spec;
+}
+
+/// The layer's experts on the GPU by tuned and by generic kernels, and on the reference.
+struct Experts {
+  Experts(const LayerSpec& spec_, const Operands& operands, bool biases)
+      : spec(spec_),
+        weights(spec, {.seed = 11, .matrix = matrix(operands), .biases = biases}),
+        tuned(test::gpu().pack_experts(spec, weights.weights().experts, {})),
+        generic(
+            test::gpu().pack_experts(spec, weights.weights().experts, {.generic_kernels = true})),
+        reference(reference_backend().pack_experts(spec, weights.weights().experts, {})) {}
+  static test::MatrixOptions matrix(const Operands& operands) {
+    test::MatrixOptions options = test::usual_matrix(operands.weights);
+    options.smooth_scales = operands.smooth;
+    return options;
+  }
+  LayerSpec spec;
+  test::RandomWeights weights;
+  std::unique_ptr<PackedExperts> tuned, generic, reference;
+};
+
+struct Batch {
+  int64_t tokens;
+  int64_t num_routed = -1;   ///< < 0: all
+  int64_t only_expert = -1;  ///< >= 0: every token's
+  bool addend = false;
+  DataType output = DataType::kBf16;
+};
+
+Buffer run_on_gpu(const PackedExperts& experts, const RunExpertsArgs& args, int64_t top_k) {
+  RunExpertsArgs on_device = args;
+  std::vector<DeviceTensor> tensors;
+  for (TensorView* view : {&on_device.output, &on_device.hidden_states, &on_device.topk_ids,
+                           &on_device.topk_weights, &on_device.addend, &on_device.num_tokens}) {
+    tensors.emplace_back(*view);
+    *view = tensors.back().view();
+  }
+  const cuda::DeviceBuffer workspace =
+      test::device_workspace(experts.workspace_bytes(args.hidden_states.extent(0), top_k));
+  experts.run(on_device, test::workspace_of(workspace), {});
+  return tensors[0].fetch();
+}
+
+void expect_agreement(const Experts& experts, const Batch& batch) {
+  const LayerSpec& spec = experts.spec;
+  SCOPED_TRACE(name(spec, batch.tokens));
+  Plan plan;
+  experts.tuned->plan(batch.tokens, spec.top_k, {}, plan);
+  bool uses_tuned = false;
+  for (const PlanStep& step : plan.steps) uses_tuned |= step.kernel == "sm90_fp4_prefill";
+  ASSERT_TRUE(uses_tuned) << plan.explain();
+
+  Random random(static_cast<uint64_t>(batch.tokens * 31 + spec.hidden_size));
+  const int64_t width = spec.expert_width();
+  const Buffer hidden = Buffer::normal(random, DataType::kBf16, {batch.tokens, width});
+  Buffer ids = test::random_topk_ids(random, batch.tokens, spec.top_k, spec.num_experts);
+  for (int64_t i = 0; i < ids.size(); ++i) {
+    if (batch.only_expert >= 0) {  // and no other choice
+      ids.as<int32_t>()[i] =
+          i % spec.top_k == 0 ? static_cast<int32_t>(batch.only_expert) : int32_t{-1};
+    }
+    if (i % 13 == 5) ids.as<int32_t>()[i] = i % 2 == 0 ? -1 : 9999;
+  }
+  const Buffer weights = test::random_topk_weights(random, batch.tokens, spec.top_k);
+  const Buffer extra = Buffer::normal(random, DataType::kF32, {batch.tokens, width});
+  const Buffer count = Buffer::of(DataType::kI32, {1}, {static_cast<double>(batch.num_routed)});
+  Buffer want(batch.output, {batch.tokens, width});
+  RunExpertsArgs args{
+      .hidden_states = hidden, .topk_ids = ids, .topk_weights = weights, .output = want};
+  if (batch.addend) args.addend = extra;
+  if (batch.num_routed >= 0) args.num_tokens = count;
+  const Buffer poisoned(batch.output, {batch.tokens, width});
+  RunExpertsArgs gpu_args = args;
+  gpu_args.output = poisoned;
+  const Buffer got = run_on_gpu(*experts.tuned, gpu_args, spec.top_k);
+  const Buffer second = run_on_gpu(*experts.generic, gpu_args, spec.top_k);
+  const test::GuardedMemory workspace(experts.reference->workspace_bytes(batch.tokens, spec.top_k));
+  experts.reference->run(args, workspace.workspace(), {});
+
+  const int64_t rows = batch.num_routed < 0 ? batch.tokens : batch.num_routed;
+  EXPECT_TRUE(got.untouched(rows * width, got.size()));
+  if (rows == 0) return;
+  const auto head = [&](const Buffer& b) {
+    return TensorView::contiguous(b.view().data, batch.output, {rows, width});
+  };
+  const ErrorBound bound = error_bound(spec, BackendKind::kCuda, batch.output);
+  EXPECT_TRUE(test::within(head(got), head(want), bound, ids));
+  EXPECT_TRUE(test::within(head(got), head(second), bound, ids)) << "against the generic kernels";
+}
+
+TEST(GpuSm90Fp4Prefill, EveryOperandKind) {
+  // 1120 columns: an odd number of blocks, three promotions, a tail of 32 columns.
+  for (const Operands& operands : kOperands) {
+    for (const auto& [hidden, inner] : {std::pair{256, 128}, {1120, 224}}) {
+      for (const bool biases : {false, true}) {
+        const Experts experts(spec_of(operands, 6, 3, hidden, inner), operands, biases);
+        for (const int64_t t : {48, 330}) expect_agreement(experts, {.tokens = t});
+      }
+    }
+  }
+}
+
+TEST(GpuSm90Fp4Prefill, LopsidedBatches) {
+  for (const Operands& operands : kOperands) {
+    const Experts experts(spec_of(operands, 16, 2, 160, 96), operands, true);
+    for (const int64_t t : {31, 33, 96, 97, 128, 300}) {
+      expect_agreement(experts, {.tokens = t, .only_expert = 9, .addend = t % 2 == 0});
+    }
+    for (const int64_t n : {0, 1, 150}) {
+      expect_agreement(experts, {.tokens = 300, .num_routed = n, .output = DataType::kF32});
+    }
+  }
+}
+
+TEST(GpuSm90Fp4Prefill, EveryActivationAndWeightPosition) {
+  for (const Operands& operands : {kOperands[0], kOperands[1]}) {
+    for (int kind = 0; kind <= static_cast<int>(Activation::kRelu2); ++kind) {
+      for (const auto position : {WeightPosition::kOutput, WeightPosition::kInput}) {
+        LayerSpec spec = spec_of(operands, 5, 2, 128, 96);
+        spec.activation.kind = static_cast<Activation>(kind);
+        spec.weight_position = position;
+        const Experts experts(spec, operands, true);
+        expect_agreement(experts, {.tokens = 130});
+      }
+    }
+  }
+}
+
+TEST(GpuSm90Fp4Prefill, LongSumsStayAccurate) {
+  for (const Operands& operands : kOperands) {
+    const Experts experts(spec_of(operands, 2, 1, 16384, 64), operands, false);
+    expect_agreement(experts, {.tokens = 80});
+  }
+}
+
+/// down alone through every tile: the same bits.
+TEST(GpuSm90Fp4Prefill, TilesDoNotChangeBits) {
+  constexpr int64_t kExperts = 7, kTopK = 3, kTokens = 500, kColumns = 1056, kRows = 400;
+  namespace sm90 = cuda::sm90;
+  for (const FragmentOrder order : {FragmentOrder::kFp8, FragmentOrder::kBf16}) {
+    Random random(3);
+    cuda::PackedMatrices packed;
+    for (int64_t e = 0; e < kExperts; ++e) {
+      const test::OwnedMatrix owned =
+          test::random_matrix(random, kRows, kColumns, test::usual_matrix(Format::kMxfp4));
+      if (e == 0) packed = cuda::PackedMatrices(owned.matrix, 1, false, kExperts, order);
+      packed.pack(e, {owned.matrix}, {TensorView{}});
+    }
+    packed.finish("down");
+    const bool bf16 = order == FragmentOrder::kBf16;
+    const Buffer rows =
+        Buffer::normal(random, bf16 ? DataType::kBf16 : DataType::kF8E4m3, {kTokens, kColumns});
+    const Buffer scales = Buffer::normal(random, DataType::kF32, {kTokens, 1});
+    const Buffer ids = test::random_topk_ids(random, kTokens, kTopK, kExperts);
+    const DeviceTensor device_rows(rows), device_scales(scales), device_ids(ids);
+    std::optional<Buffer> first;
+    for (const GroupedGemmConfig& config : sm90::fp4_prefill_configs(order)) {
+      for (const int num_sms : {132, 3}) {
+        const int64_t capacity = sort_capacity(kTokens, kTopK, kExperts, config.block_m);
+        const cuda::DeviceBuffer sorted(capacity * 4), blocks_of(capacity * 4), valid(8);
+        const SortPlan plan = plan_sort(kTokens, kTopK, kExperts, config.block_m);
+        const cuda::DeviceBuffer scratch(plan.workspace_bytes);
+        const auto num_blocks = static_cast<int32_t>(capacity / config.block_m);
+        cuda::sort({.topk_ids = device_ids.view().as<const int32_t>(),
+                    .tokens = {.limit = kTokens},
+                    .top_k = kTopK,
+                    .num_experts = kExperts,
+                    .unit_size = config.block_m,
+                    .capacity = static_cast<int32_t>(capacity),
+                    .num_blocks = num_blocks,
+                    .num_valid = 1,
+                    .sorted_ids = sorted.as<int32_t>(),
+                    .sorted_expert_ids = blocks_of.as<int32_t>(),
+                    .num_valid_ids = valid.as<int32_t>()},
+                   plan, scratch.data(), 0, {});
+        const DeviceTensor output(Buffer(DataType::kBf16, {kTokens, kTopK, kRows}));
+        sm90::fp4_prefill({.sorted = {.ids = sorted.as<int32_t>(),
+                                      .experts = blocks_of.as<int32_t>(),
+                                      .num_valid = valid.as<int32_t>(),
+                                      .num_blocks = num_blocks,
+                                      .top_k = kTopK},
+                           .source = sm90::RowSource::kToken,
+                           .input = {.format = bf16 ? Format::kBf16 : Format::kFp8E4m3,
+                                     .values = device_rows.view().data,
+                                     .row_bytes = kColumns * (bf16 ? 2 : 1),
+                                     .scale_kind = cuda::ScaleKind::kF32,
+                                     .scales = device_scales.view().data,
+                                     .num_groups = 1},
+                           .num_input_rows = kTokens,
+                           .weights = packed.rows(),
+                           .num_experts = kExperts,
+                           .output_per_pair = true,
+                           .output = output.view().data,
+                           .output_stride = kRows},
+                          config, num_sms, {});
+        Buffer got = output.fetch();
+        if (!first) {
+          first = std::move(got);
+        } else {
+          EXPECT_TRUE(same_bits(*first, got)) << config.block_m << " rows on " << num_sms << " SMs";
+        }
+      }
+    }
+  }
+}
+
+}  // namespace
+}  // namespace switchyard
