@@ -71,11 +71,12 @@ struct DecodeSchedule {
   }
 };
 
-/// Where a lane leaves a partial sum: the sum so far of a run that began at chunk 0 (at most one of
-/// a lane's runs is cut behind), else every chunk by itself (at most one run is cut in front).
+/// Where the owners of a cut row block leave their sums: the first one its sum so far (as chunk 0),
+/// the others every chunk by itself. No lane is the first owner of two cuts.
 SWITCHYARD_HOST_DEVICE constexpr int64_t decode_partial_slot(const DecodeSchedule& schedule,
-                                                             int64_t lane, int32_t chunk) {
-  return lane * schedule.num_chunks + chunk;
+                                                             const DecodeOwners& owners,
+                                                             int32_t chunk) {
+  return static_cast<int64_t>(owners.first) * schedule.num_chunks + chunk;
 }
 constexpr int64_t decode_partial_bytes(int64_t num_lanes, int64_t num_chunks, int64_t unit_size) {
   return num_lanes * num_chunks * kDecodeRows * unit_size * 4;

@@ -103,7 +103,7 @@ TEST(DecodeSchedule, OwnersOfACutAgreeAndCoverIt) {
         if (parts.size() == 1) continue;
         const int32_t end = i == 0 ? 1 : run.chunk_end;  // the first owner leaves one sum
         for (int32_t c = run.chunk_begin; c < end; ++c) {
-          const int64_t slot = decode_partial_slot(s, lane, c);
+          const int64_t slot = decode_partial_slot(s, owners, c);
           ASSERT_TRUE(slots.insert(slot).second) << "two sums in one place";
           ASSERT_LT((slot + 1) * kDecodeRows * 8 * 4,
                     decode_partial_bytes(s.num_lanes, s.num_chunks, 8) + 1);

@@ -179,11 +179,12 @@ class TokenLoader {
     for (int i = 0; i < 2; ++i) {
       const int row = lane + 32 * i;
       if (row >= num_rows_) continue;
+      const bool per_block = a_.token_scale_groups > 1;
       const float* from = a_.token_scales + static_cast<int64_t>(rows_[i]) * a_.token_scale_groups;
       for (int b = 0; b < Operand::kTokenBlocks; ++b) {
-        const int32_t group = first_block + b;
+        const int32_t group = per_block ? first_block + b : 0;
         async_copy_4(to + static_cast<uint32_t>(b * width + row) * 4, from + group,
-                     group < a_.token_scale_groups);
+                     !per_block || group < a_.token_scale_groups);
       }
     }
     if (lane < 2 * Operand::kTokenBlocks) {
@@ -310,7 +311,7 @@ class Consumer {
         auto& entry = memory_.table[thread_];
         entry.pair = packed_token(packed) * a_.top_k + packed_slot(packed);
         entry.weight = a_.sorted_weights == nullptr ? 1.0f : a_.sorted_weights[sorted_row];
-        entry.scale = a_.token_scales == nullptr || a_.token_scale_groups > 1
+        entry.scale = Operand::kBlockScales || a_.token_scales == nullptr
                           ? 1.0f
                           : a_.token_scales[row * a_.token_scale_groups];
       }
@@ -335,7 +336,7 @@ class Consumer {
     for (int i = 0; i < per_output; ++i) {
       if (row + i >= a_.num_rows) break;
       const int64_t at = static_cast<int64_t>(expert_) * a_.num_rows + row + i;
-      if (a_.row_scales != nullptr && a_.row_scale_groups == 1) f.scale[i] = a_.row_scales[at];
+      if (!Operand::kBlockScales && a_.row_scales != nullptr) f.scale[i] = a_.row_scales[at];
       if (a_.bias != nullptr) f.bias[i] = a_.bias[at];
     }
     return f;
@@ -354,11 +355,11 @@ class Consumer {
 #pragma unroll
         for (int i = 0; i < kN / 2; ++i) total[i] += sum[i];
       } else {
-        store_partial<kN>(chunk, sum);
+        store_partial<kN>(owners, chunk, sum);
       }
     }
     if (cut) {
-      if (run.chunk_begin == 0) store_partial<kN>(0, total);
+      if (run.chunk_begin == 0) store_partial<kN>(owners, 0, total);
       if (!came_last(owners)) return;
       add_partials<kN>(run, owners, total);
     }
@@ -397,20 +398,20 @@ class Consumer {
   }
 
   // ---- cut row blocks
-  __device__ uint4* partial(int64_t lane, int32_t chunk) const {
-    const int64_t slot = decode_partial_slot(walk_.schedule, lane, chunk);
+  __device__ uint4* partial(const DecodeOwners& owners, int32_t chunk) const {
+    const int64_t slot = decode_partial_slot(walk_.schedule, owners, chunk);
     return reinterpret_cast<uint4*>(a_.partials + slot * kDecodeRows * a_.unit_size) + thread_;
   }
   /// Four words a thread, threads side by side.
   template <int kN>
-  __device__ void store_partial(int32_t chunk, const Sum<kN>& sum) const {
-    uint4* to = partial(lane_id_, chunk);
-    uint32_t words[kN / 2];
-    memcpy(words, sum, sizeof(words));
+  __device__ void store_partial(const DecodeOwners& owners, int32_t chunk,
+                                const Sum<kN>& sum) const {
+    uint4* to = partial(owners, chunk);
 #pragma unroll
     for (int i = 0; i < kN / 8; ++i) {
-      to[i * kWarpgroup] =
-          uint4{words[4 * i], words[4 * i + 1], words[4 * i + 2], words[4 * i + 3]};
+      uint4 words;
+      memcpy(&words, sum + 4 * i, sizeof(words));
+      to[i * kWarpgroup] = words;
     }
   }
 
@@ -438,31 +439,28 @@ class Consumer {
     const DecodeSchedule& s = walk_.schedule;
     const int64_t first_unit =
         (static_cast<int64_t>(run.block) * s.row_blocks + run.row_block) * s.num_chunks;
-    int32_t lane = owners.first;
-    auto end = static_cast<int32_t>(s.begin(lane + 1) - first_unit);  // of its chunks
+    uint4 raw[kInFlight][kQuads];
+    const auto load = [&](int32_t chunk, int c) {
+      const uint4* from = partial(owners, chunk);
 #pragma unroll
-    for (int i = 0; i < kQuads; ++i) {
-      const uint4 raw = __ldcg(partial(lane, 0) + i * kWarpgroup);
-      memcpy(&total[4 * i], &raw, sizeof(raw));
-    }
+      for (int i = 0; i < kQuads; ++i) raw[c][i] = __ldcg(from + i * kWarpgroup);
+    };
+    load(0, 0);
+    memcpy(total, raw[0], sizeof(total));
+    const auto begin = static_cast<int32_t>(s.begin(owners.first + 1) - first_unit);
 #pragma unroll 1
-    for (int32_t chunk = end; chunk < s.num_chunks; chunk += kInFlight) {
-      uint4 raw[kInFlight][kQuads];
+    for (int32_t chunk = begin; chunk < s.num_chunks; chunk += kInFlight) {
 #pragma unroll
       for (int c = 0; c < kInFlight; ++c) {
-        if (chunk + c >= s.num_chunks) break;
-        if (chunk + c >= end) end = static_cast<int32_t>(s.begin(++lane + 1) - first_unit);
-        const uint4* from = partial(lane, chunk + c);
-#pragma unroll
-        for (int i = 0; i < kQuads; ++i) raw[c][i] = __ldcg(from + i * kWarpgroup);
+        if (chunk + c < s.num_chunks) load(chunk + c, c);
       }
 #pragma unroll
       for (int c = 0; c < kInFlight; ++c) {
-        if (chunk + c >= s.num_chunks) break;
-        Word<Operand> words[kN / 2];
-        memcpy(words, raw[c], sizeof(words));
+        if (chunk + c >= s.num_chunks) continue;
+        Sum<kN> sum;
+        memcpy(sum, raw[c], sizeof(sum));
 #pragma unroll
-        for (int j = 0; j < kN / 2; ++j) total[j] += words[j];
+        for (int j = 0; j < kN / 2; ++j) total[j] += sum[j];
       }
     }
   }

@@ -1,0 +1,334 @@
+#include "cuda/sm90/decode_experts.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+
+#include "core/cost_model.h"
+#include "core/expert_sort.h"
+#include "core/scale_layout.h"
+#include "cuda/check.h"
+#include "cuda/combine.h"
+#include "cuda/quantize.h"
+#include "cuda/sort.h"
+
+namespace switchyard::cuda::sm90 {
+namespace {
+
+constexpr int64_t kScaleColumns = 128;
+
+/// Scales of 128-column blocks that all rows of a 64-row block share, gate and up apart.
+bool block_scales(const LayerSpec& spec) {
+  return spec.weight_scale_block == ScaleBlock{128, kScaleColumns};
+}
+
+std::string why_unsupported_matrix(const LayerSpec& spec, ActivationFormat activations,
+                                   const PackedMatrices& packed) {
+  const WeightRows& w = packed.rows();
+  if (w.num_cols % 16 != 0 || w.num_rows % 16 != 0) {
+    return fmt::format("a matrix of {} x {}; decode kernels need multiples of 16", w.num_rows,
+                       w.num_cols);
+  }
+  if (w.group_index != nullptr || w.zero_points != nullptr || w.global_scales != nullptr ||
+      (w.rows.scale_kind != ScaleKind::kNone && w.rows.scale_kind != ScaleKind::kF32)) {
+    return "no decode kernel for these scales";
+  }
+  const bool per_row = w.rows.num_groups == 1;
+  switch (w.rows.format) {
+    case Format::kBf16:
+      if (activations == ActivationFormat::kNone && w.rows.scale_kind == ScaleKind::kNone) {
+        return {};
+      }
+      break;
+    case Format::kFp8E4m3: {
+      const bool fp8 = activations == ActivationFormat::kFp8PerTensor ||
+                       activations == ActivationFormat::kFp8PerToken;
+      const bool blocks = activations == ActivationFormat::kFp8Block128;
+      if (block_scales(spec) ? fp8 || blocks : fp8 && per_row) return {};
+      break;
+    }
+    case Format::kInt8: {
+      const bool int8 = activations == ActivationFormat::kInt8PerToken ||
+                        activations == ActivationFormat::kInt8PerSlot;
+      if (int8 && per_row) return {};
+      break;
+    }
+    default: break;
+  }
+  return "no decode kernel for these formats";
+}
+
+}  // namespace
+
+struct DecodeExperts::Places {
+  int32_t unit_size = 0;
+  int64_t sorted_rows = 0;
+  WorkspaceRegion sorted_ids, sorted_weights, sorted_expert_ids, num_valid_ids, sort_scratch;
+  WorkspaceRegion counters;  ///< of gate_up, then of down
+  WorkspaceRegion partials;
+  WorkspaceRegion codes, scales;  ///< of the input of the GEMM that runs next
+  WorkspaceRegion hidden;
+  WorkspaceRegion expert_output;
+  int64_t bytes = 0;
+};
+
+struct DecodeExperts::Batch {
+  const RunExpertsArgs& args;
+  Places places{};
+  Workspace workspace{};
+  Stream stream{};
+  int64_t num_tokens = 0, top_k = 0;
+
+  TokenCount tokens() const {
+    return {.limit = num_tokens, .on_device = args.num_tokens.as<const int32_t>()};
+  }
+};
+
+std::string DecodeExperts::why_unsupported(const LayerSpec& spec, const PackedMatrices& gate_up,
+                                           const PackedMatrices& down) {
+  const ActivationFormat activations = resolved_activation_format(spec, BackendKind::kCuda);
+  std::string why = why_unsupported_matrix(spec, activations, gate_up);
+  return why.empty() ? why_unsupported_matrix(spec, activations, down) : why;
+}
+
+DecodeExperts::DecodeExperts(const LayerSpec& spec, const PackedMatrices& gate_up,
+                             const PackedMatrices& down, int device, int num_ctas)
+    : spec_(spec),
+      activations_(resolved_activation_format(spec, BackendKind::kCuda)),
+      device_(device),
+      num_ctas_(num_ctas > 0 ? num_ctas : device_facts(device).num_sms),
+      gate_up_(matrix_of(gate_up)),
+      down_(matrix_of(down)) {}
+
+DecodeExperts::Matrix DecodeExperts::matrix_of(const PackedMatrices& packed) const {
+  const WeightRows& w = packed.rows();
+  const Format format = w.rows.format;
+  const DecodeOperand operand = format == Format::kBf16   ? DecodeOperand::kBf16
+                                : format == Format::kInt8 ? DecodeOperand::kInt8
+                                : block_scales(spec_)     ? DecodeOperand::kFp8Block128
+                                                          : DecodeOperand::kFp8;
+  return {.packed = &packed,
+          .operand = operand,
+          .map = decode_weight_map(w, spec_.num_experts),
+          .steps = decode_steps(int64_t{w.num_cols} * element_bits(format) / 8)};
+}
+
+const char* DecodeExperts::why_unsupported(DataType hidden_states) const {
+  return quantised() || hidden_states == DataType::kBf16 ? nullptr
+                                                         : "bf16 weights meet bf16 hidden states";
+}
+
+DecodeExperts::Places DecodeExperts::places(int64_t max_tokens, int64_t top_k) const {
+  const int64_t inner = spec_.intermediate_size;
+  const int64_t width = spec_.expert_width();
+  const int64_t pairs = max_tokens * top_k;
+  const int64_t lanes = num_ctas_ * kDecodeLanes;
+  Places p;
+  p.unit_size = decode_unit_size(max_tokens, top_k, spec_.num_experts);
+  p.sorted_rows = sort_capacity(max_tokens, top_k, spec_.num_experts, p.unit_size);
+  WorkspaceCarver carver;
+  p.sorted_ids = carver.take(p.sorted_rows * 4);
+  p.sorted_weights = carver.take(p.sorted_rows * 4);
+  p.sorted_expert_ids = carver.take(p.sorted_rows / p.unit_size * 4);
+  p.num_valid_ids = carver.take(8);
+  p.sort_scratch = carver.take(sort_scratch_bytes(max_tokens, top_k, spec_.num_experts));
+  p.counters = carver.take(align_up<int64_t>(2 * lanes * 4, 16));
+  const int64_t chunks = std::max(gate_up_.steps.num_chunks(), down_.steps.num_chunks());
+  p.partials = carver.take(decode_partial_bytes(lanes, chunks, p.unit_size));
+  if (quantised()) {
+    const ActivationStorage storage = activation_storage(activations_);
+    const auto size = [&](int64_t rows, int64_t cols) {
+      return std::pair{rows * padded_row_bytes(storage.format, cols),
+                       std::max<int64_t>(scale_rows(storage.scale_block, rows), 1) *
+                           scale_cols(storage.scale_block, cols) * 4};
+    };
+    const bool per_pair = gate_up_.packed->has_smooth_scales();
+    const auto [x_codes, x_scales] = size(per_pair ? pairs : max_tokens, width);
+    const auto [h_codes, h_scales] = size(pairs, inner);
+    p.codes = carver.take(std::max(x_codes, h_codes));
+    p.scales = carver.take(std::max(x_scales, h_scales));
+  }
+  p.hidden = carver.take(pairs * inner * (quantised() ? 4 : 2));
+  p.expert_output = carver.take(pairs * width * 4);
+  p.bytes = carver.bytes();
+  return p;
+}
+
+int64_t DecodeExperts::workspace_bytes(int64_t max_tokens, int64_t top_k) const {
+  // Smaller batches may have smaller units and more blocks, but never more rows.
+  int64_t bytes = 0;
+  for (int64_t t = 1; t <= max_tokens; t = t < max_tokens ? std::min(2 * t, max_tokens) : t + 1) {
+    bytes = std::max(bytes, places(t, top_k).bytes);
+  }
+  return bytes;
+}
+
+DecodeArgs DecodeExperts::sort_batch(const Batch& batch) const {
+  const Places& p = batch.places;
+  SortJob job{.topk_ids = batch.args.topk_ids.as<const int32_t>(),
+              .topk_weights = batch.args.topk_weights.as<const int32_t>(),
+              .tokens = batch.tokens(),
+              .top_k = static_cast<int32_t>(batch.top_k),
+              .num_experts = static_cast<int32_t>(spec_.num_experts),
+              .unit_size = p.unit_size,
+              .capacity = static_cast<int32_t>(p.sorted_rows),
+              .num_blocks = static_cast<int32_t>(p.sorted_rows / p.unit_size),
+              .num_valid = 1,
+              .sorted_ids = p.sorted_ids.in<int32_t>(batch.workspace),
+              .sorted_weights = p.sorted_weights.in<int32_t>(batch.workspace),
+              .sorted_expert_ids = p.sorted_expert_ids.in<int32_t>(batch.workspace),
+              .num_valid_ids = p.num_valid_ids.in<int32_t>(batch.workspace),
+              .zeroed = p.counters.in(batch.workspace),
+              .zeroed_bytes = p.counters.bytes};
+  sort(job, plan_sort(batch.num_tokens, batch.top_k, spec_.num_experts, p.unit_size),
+       p.sort_scratch.in(batch.workspace), device_, batch.stream);
+  return {.sorted_ids = job.sorted_ids,
+          .sorted_expert_ids = job.sorted_expert_ids,
+          .num_valid_ids = job.num_valid_ids,
+          .unit_size = p.unit_size,
+          .top_k = job.top_k,
+          .num_tokens = static_cast<int32_t>(batch.num_tokens),
+          .partials = p.partials.in<uint32_t>(batch.workspace),
+          .counters = p.counters.in<uint32_t>(batch.workspace)};
+}
+
+void DecodeExperts::set_input(const Batch& batch, const TensorView& input, const Matrix& matrix,
+                              DecodeArgs& args) const {
+  const int64_t cols = input.extent(1);
+  const bool is_hidden = &matrix == &down_;
+  args.tokens = input.data;
+  args.token_row_bytes = cols * element_bytes(input.type);
+  args.token_bytes = static_cast<int32_t>(args.token_row_bytes);
+  args.tokens_per_pair = is_hidden;
+  if (!quantised()) return;
+  const ActivationStorage storage = activation_storage(activations_);
+  args.tokens_per_pair = is_hidden || matrix.packed->has_smooth_scales();
+  QuantizeJob job{.input = input.data,
+                  .input_type = input.type,
+                  .num_input_rows = input.extent(0),
+                  .cols = cols,
+                  .rows = batch.tokens(),
+                  .channel_scale = matrix.packed->rows().smooth_scales,
+                  .channel_scale_stride = cols,
+                  .format = storage.format,
+                  .scale_block = storage.scale_block,
+                  .values = batch.places.codes.in(batch.workspace),
+                  .value_row_bytes = padded_row_bytes(storage.format, cols),
+                  .scales = batch.places.scales.in(batch.workspace),
+                  .scale_type = DataType::kF32};
+  if (args.tokens_per_pair) {  // only pairs that exist: the others hold anything
+    job.sorted_ids = args.sorted_ids;
+    job.sorted_expert_ids = args.sorted_expert_ids;
+    job.num_valid_ids = args.num_valid_ids;
+    job.num_sorted = batch.places.sorted_rows;
+    job.unit_size = args.unit_size;
+    job.top_k = args.top_k;
+    job.input_per_pair = is_hidden;
+  }
+  quantize(job, batch.stream);
+  args.tokens = job.values;
+  args.token_row_bytes = job.value_row_bytes;
+  args.token_bytes = static_cast<int32_t>(cols);
+  args.token_scales = static_cast<const float*>(job.scales);
+  args.token_scale_groups = storage.scale_block.rows == 0
+                                ? 0
+                                : static_cast<int32_t>(scale_cols(storage.scale_block, cols));
+}
+
+void DecodeExperts::set_weights(const Matrix& matrix, DecodeArgs& args) const {
+  const WeightRows& w = matrix.packed->rows();
+  args.row_scales = static_cast<const float*>(w.rows.scales);
+  args.row_scale_groups = w.rows.num_groups;
+  args.bias = w.bias;
+  args.num_rows = w.num_rows;
+  args.steps = matrix.steps;
+}
+
+void DecodeExperts::run(const RunExpertsArgs& args, Workspace workspace, Stream stream) const {
+  const int64_t num_tokens = args.hidden_states.extent(0);
+  const int64_t top_k = args.topk_ids.extent(1);
+  const Batch batch{.args = args,
+                    .places = places(num_tokens, top_k),
+                    .workspace = workspace,
+                    .stream = stream,
+                    .num_tokens = num_tokens,
+                    .top_k = top_k};
+  const int64_t pairs = num_tokens * top_k;
+  const DecodeArgs lists = sort_batch(batch);
+  const auto* sorted_weights =
+      args.topk_weights.empty() ? nullptr : batch.places.sorted_weights.in<const float>(workspace);
+  const bool on_input = spec_.weight_position == WeightPosition::kInput;
+
+  DecodeArgs first = lists;
+  set_input(batch, args.hidden_states, gate_up_, first);
+  set_weights(gate_up_, first);
+  first.lists_ready = quantised();  // else the sort itself is the previous kernel
+  first.sorted_weights = on_input ? sorted_weights : nullptr;
+  first.weight_before_bias = on_input;
+  first.activate = true;
+  first.activation = spec_.activation;
+  first.output = batch.places.hidden.in(workspace);
+  first.output_type = quantised() ? DataType::kF32 : DataType::kBf16;
+  first.output_columns = static_cast<int32_t>(spec_.intermediate_size);
+  decode_gemm(gate_up_.operand, gate_up_.map, first, num_ctas_, stream);
+
+  DecodeArgs second = lists;
+  set_input(
+      batch,
+      TensorView::contiguous(first.output, first.output_type, {pairs, spec_.intermediate_size}),
+      down_, second);
+  set_weights(down_, second);
+  second.lists_ready = true;
+  second.sorted_weights = on_input ? nullptr : sorted_weights;
+  second.output = batch.places.expert_output.in(workspace);
+  second.output_columns = static_cast<int32_t>(spec_.expert_width());
+  second.counters = lists.counters + num_ctas_ * kDecodeLanes;
+  decode_gemm(down_.operand, down_.map, second, num_ctas_, stream);
+
+  combine({.expert_output = second.output,
+           .topk_ids = args.topk_ids.as<const int32_t>(),
+           .num_experts = static_cast<int32_t>(spec_.num_experts),
+           .addend = args.addend.data,
+           .tokens = batch.tokens(),
+           .top_k = static_cast<int32_t>(top_k),
+           .width = spec_.expert_width(),
+           .output = args.output.data,
+           .output_type = args.output.type},
+          stream);
+}
+
+void DecodeExperts::plan(int64_t num_tokens, int64_t top_k, const MachineLimits& limits,
+                         Plan& plan) const {
+  const double touched = expected_distinct_experts(spec_.num_experts, top_k, num_tokens) /
+                         static_cast<double>(spec_.num_experts);
+  const auto pairs = static_cast<double>(num_tokens * top_k);
+  const auto width = static_cast<double>(spec_.expert_width());
+  const auto inner = static_cast<double>(spec_.intermediate_size);
+  const double gflops =
+      activations_ == ActivationFormat::kNone ? limits.bf16_gflops : limits.fp8_gflops;
+  const auto add = [&](const char* step, const std::string& kernel, const std::string& why,
+                       double bytes, double flops) {
+    plan.steps.push_back({.step = step,
+                          .kernel = kernel,
+                          .why = why,
+                          .bytes = bytes,
+                          .flops = flops,
+                          .predicted_us = predict_us(bytes, flops, limits.read_gbps, gflops)});
+  };
+  const int32_t unit = decode_unit_size(num_tokens, top_k, spec_.num_experts);
+  const std::string kernel = fmt::format("sm90_decode_{}", unit);
+  const std::string why =
+      fmt::format("weights streamed once in equal shares of all SMs, tiles of {} tokens", unit);
+  const double matrices = spec_.activation.gated() ? 2 : 1;
+  add("sort", "sort_one_shot", "few pairs: every block ranks them all and writes its share",
+      pairs * 16, 0);
+  add("gate_up", kernel, why,
+      touched * static_cast<double>(gate_up_.packed->bytes()) + pairs * (inner + width) * 2,
+      2 * matrices * pairs * width * inner);
+  add("down", kernel, why,
+      touched * static_cast<double>(down_.packed->bytes()) + pairs * (inner + width) * 4,
+      2 * pairs * width * inner);
+  add("combine", "combine", "f32 sum in slot order", pairs * width * 4, 2 * pairs * width);
+}
+
+}  // namespace switchyard::cuda::sm90

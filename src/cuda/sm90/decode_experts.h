@@ -1,0 +1,60 @@
+#pragma once
+// The experts of one layer for few tokens: sort, [quantise], gate_up, [quantise], down, combine,
+// each starting while the one before it ends.
+
+#include <string>
+
+#include "backend.h"
+#include "core/activation_format.h"
+#include "core/workspace_layout.h"
+#include "cuda/pack_weights.h"
+#include "cuda/sm90/decode_gemm.h"
+
+namespace switchyard::cuda::sm90 {
+
+/// Tokens up to which weights are the traffic, whatever the routing.
+inline constexpr int64_t kDecodeMaxTokens = 128;
+
+class DecodeExperts {
+ public:
+  /// Why these weights and activations have no decode kernel, or empty.
+  static std::string why_unsupported(const LayerSpec& spec, const PackedMatrices& gate_up,
+                                     const PackedMatrices& down);
+  /// For packed experts that outlive it. num_lanes: consumer warpgroups on the whole GPU, 0: all.
+  DecodeExperts(const LayerSpec& spec, const PackedMatrices& gate_up, const PackedMatrices& down,
+                int device, int num_ctas = 0);
+
+  /// Why run() cannot take hidden states of this type, or null.
+  const char* why_unsupported(DataType hidden_states) const;
+  /// max_tokens: at most kDecodeMaxTokens.
+  int64_t workspace_bytes(int64_t max_tokens, int64_t top_k) const;
+  void plan(int64_t num_tokens, int64_t top_k, const MachineLimits& limits, Plan& plan) const;
+  /// At most kDecodeMaxTokens tokens, with topk_ids.
+  void run(const RunExpertsArgs& args, Workspace workspace, Stream stream) const;
+
+ private:
+  struct Matrix {
+    const PackedMatrices* packed = nullptr;
+    DecodeOperand operand{};
+    CUtensorMap map{};
+    DecodeSteps steps{};
+  };
+  struct Places;  // of the intermediates in the workspace
+  struct Batch;   // one call
+  Matrix matrix_of(const PackedMatrices& packed) const;
+  Places places(int64_t max_tokens, int64_t top_k) const;
+  DecodeArgs sort_batch(const Batch& batch) const;
+  /// Fills in the input of a GEMM: `input` itself or its codes.
+  void set_input(const Batch& batch, const TensorView& input, const Matrix& matrix,
+                 DecodeArgs& args) const;
+  void set_weights(const Matrix& matrix, DecodeArgs& args) const;
+  bool quantised() const { return activations_ != ActivationFormat::kNone; }
+
+  LayerSpec spec_;
+  ActivationFormat activations_;
+  int device_;
+  int num_ctas_;
+  Matrix gate_up_, down_;
+};
+
+}  // namespace switchyard::cuda::sm90

@@ -1,0 +1,284 @@
+// Decode kernels of Hopper against the reference and against themselves: formats, activations,
+// tails of K and rows, lopsided routing; the same bits whatever the grid, the batch and the call.
+
+#include <gtest/gtest.h>
+
+#include <string>
+
+#include "core/activation_format.h"
+#include "cuda/sm90/decode_experts.h"
+#include "gpu/device_tensor.h"
+#include "support/compare.h"
+#include "support/random.h"
+#include "support/random_weights.h"
+#include "switchyard/models.h"
+
+namespace switchyard {
+namespace {
+
+using cuda::PackedMatrices;
+using cuda::sm90::DecodeExperts;
+using test::Buffer;
+using test::DeviceTensor;
+using test::Random;
+
+struct Packed {
+  PackedMatrices gate_up, down;
+};
+Packed pack(const LayerSpec& spec, const test::RandomWeights& weights) {
+  const bool gated = spec.activation.gated();
+  Packed packed;
+  for (int64_t e = 0; e < spec.num_experts; ++e) {
+    const ExpertWeights& w = weights.expert(e);
+    if (e == 0) {
+      packed.gate_up = PackedMatrices(w.up, gated ? 2 : 1, !w.up_bias.empty(), spec.num_experts);
+      packed.down = PackedMatrices(w.down, 1, !w.down_bias.empty(), spec.num_experts);
+    }
+    if (gated) {
+      packed.gate_up.pack(e, {w.gate, w.up}, {w.gate_bias, w.up_bias});
+    } else {
+      packed.gate_up.pack(e, {w.up}, {w.up_bias});
+    }
+    packed.down.pack(e, {w.down}, {w.down_bias});
+  }
+  return packed;
+}
+
+struct Recipe {
+  Format format;
+  ActivationFormat activations;
+  ScaleBlock block{};
+};
+std::vector<Recipe> recipes() {
+  return {{Format::kBf16, ActivationFormat::kNone},
+          {Format::kFp8E4m3, ActivationFormat::kFp8Block128, {128, 128}},
+          {Format::kFp8E4m3, ActivationFormat::kFp8PerToken, {128, 128}},
+          {Format::kFp8E4m3, ActivationFormat::kFp8PerToken, {1, 0}},
+          {Format::kFp8E4m3, ActivationFormat::kFp8PerTensor, {0, 0}},
+          {Format::kInt8, ActivationFormat::kInt8PerToken, {1, 0}},
+          {Format::kInt8, ActivationFormat::kInt8PerSlot, {1, 0}}};
+}
+LayerSpec spec_of(const Recipe& r, int64_t experts, int64_t top_k, int64_t hidden, int64_t inner) {
+  return {.num_experts = experts,
+          .top_k = top_k,
+          .hidden_size = hidden,
+          .intermediate_size = inner,
+          .weight_format = r.format,
+          .weight_scale_block = r.block,
+          .activation_format = r.activations};
+}
+test::WeightsOptions options_of(const Recipe& r, bool biases = false) {
+  test::WeightsOptions options{.matrix = test::usual_matrix(r.format), .biases = biases};
+  options.matrix.smooth_scales = r.activations == ActivationFormat::kInt8PerSlot;
+  return options;
+}
+
+/// How the tokens choose.
+enum class Routing { kUniform, kAllTheSame, kOneHot, kSomeSkipped };
+
+struct Call {
+  Buffer hidden, ids, weights;
+};
+Call make_call(const LayerSpec& spec, int64_t num_tokens, Routing routing) {
+  Random random(static_cast<uint64_t>(num_tokens * 37 + spec.hidden_size));
+  Call call{Buffer::normal(random, DataType::kBf16, {num_tokens, spec.hidden_size}),
+            test::random_topk_ids(random, num_tokens, spec.top_k, spec.num_experts),
+            test::random_topk_weights(random, num_tokens, spec.top_k)};
+  auto* ids = call.ids.as<int32_t>();
+  for (int64_t i = 0; i < call.ids.size(); ++i) {
+    const int64_t slot = i % spec.top_k;
+    if (routing == Routing::kAllTheSame) ids[i] = static_cast<int32_t>(spec.num_experts - 1 - slot);
+    if (routing == Routing::kOneHot && slot == 0) ids[i] = 0;
+    if (routing == Routing::kOneHot && slot > 0 && ids[i] == 0) ids[i] = -1;
+    if (routing == Routing::kSomeSkipped && i % 5 == 0) ids[i] = i % 2 == 0 ? -1 : 9999;
+  }
+  return call;
+}
+
+/// Tokens [begin, begin + count) of a call, on a poisoned output.
+Buffer run(const DecodeExperts& experts, const LayerSpec& spec, const Call& call, int64_t begin,
+           int64_t count, DataType type, const Buffer* addend = nullptr,
+           const Buffer* routed = nullptr) {
+  const auto rows = [&](const Buffer& all) {
+    TensorView view = all.view();
+    view.data = view.as<char>() + begin * view.stride(0) * element_bytes(view.type);
+    view.shape[0] = count;
+    return DeviceTensor(view);
+  };
+  const DeviceTensor hidden = rows(call.hidden), ids = rows(call.ids), weights = rows(call.weights);
+  const DeviceTensor output(Buffer(type, {count, spec.hidden_size}));
+  const DeviceTensor extra = addend == nullptr ? DeviceTensor() : rows(*addend);
+  const DeviceTensor number = routed == nullptr ? DeviceTensor() : DeviceTensor(*routed);
+  const cuda::DeviceBuffer workspace =
+      test::device_workspace(experts.workspace_bytes(count, spec.top_k));
+  experts.run({.hidden_states = hidden,
+               .topk_ids = ids,
+               .topk_weights = weights,
+               .addend = extra,
+               .num_tokens = number,
+               .output = output},
+              test::workspace_of(workspace), {});
+  return output.fetch();
+}
+
+void expect_reference(const DecodeExperts& experts, const PackedExperts& reference,
+                      const LayerSpec& spec, int64_t num_tokens, Routing routing,
+                      DataType type = DataType::kF32, bool with_addend = false,
+                      int64_t num_routed = -1) {
+  SCOPED_TRACE(std::string(to_string(spec.weight_format)) + " x " +
+               to_string(spec.activation_format) + ", " + to_string(spec.activation.kind) + ", T " +
+               std::to_string(num_tokens) + " of " + std::to_string(num_routed) + ", E " +
+               std::to_string(spec.num_experts) + " K " + std::to_string(spec.top_k) + " H " +
+               std::to_string(spec.hidden_size) + " I " + std::to_string(spec.intermediate_size) +
+               ", routing " + std::to_string(static_cast<int>(routing)));
+  const Call call = make_call(spec, num_tokens, routing);
+  Random random(3);
+  const Buffer addend = Buffer::normal(random, DataType::kF32, {num_tokens, spec.hidden_size});
+  const Buffer routed = Buffer::of(DataType::kI32, {1}, {static_cast<double>(num_routed)});
+  Buffer want(type, {num_tokens, spec.hidden_size});
+  RunExpertsArgs args{.hidden_states = call.hidden,
+                      .topk_ids = call.ids,
+                      .topk_weights = call.weights,
+                      .output = want};
+  if (with_addend) args.addend = addend;
+  if (num_routed >= 0) args.num_tokens = routed;
+  const test::GuardedMemory workspace(reference.workspace_bytes(num_tokens, spec.top_k));
+  reference.run(args, workspace.workspace(), {});
+  const Buffer got = run(experts, spec, call, 0, num_tokens, type, with_addend ? &addend : nullptr,
+                         num_routed >= 0 ? &routed : nullptr);
+  const int64_t rows = num_routed < 0 ? num_tokens : num_routed;
+  EXPECT_TRUE(got.untouched(rows * spec.hidden_size, got.size()));
+  if (rows == 0) return;
+  const auto head = [&](const Buffer& b) {
+    return TensorView::contiguous(b.view().data, type, {rows, spec.hidden_size});
+  };
+  EXPECT_TRUE(
+      test::within(head(got), head(want), error_bound(spec, BackendKind::kCuda, type), call.ids));
+}
+
+struct Subject {
+  LayerSpec spec;
+  test::RandomWeights weights;
+  Packed packed;
+  std::unique_ptr<PackedExperts> reference;
+
+  Subject(const LayerSpec& s, const test::WeightsOptions& options)
+      : spec(s),
+        weights(s, options),
+        packed(pack(s, weights)),
+        reference(reference_backend().pack_experts(s, weights.weights().experts, {})) {
+    EXPECT_EQ(DecodeExperts::why_unsupported(spec, packed.gate_up, packed.down), "");
+  }
+  DecodeExperts experts(int num_ctas = 0) const {
+    return DecodeExperts(spec, packed.gate_up, packed.down, 0, num_ctas);
+  }
+};
+
+TEST(Sm90Decode, EveryFormatAgainstTheReference) {
+  for (const Recipe& recipe : recipes()) {
+    // Short, and with tails of K (in steps and chunks) and of rows.
+    for (const auto& [hidden, inner] : {std::pair{256, 128}, {720, 336}, {1408, 704}}) {
+      const Subject subject(spec_of(recipe, 12, 3, hidden, inner), options_of(recipe));
+      const DecodeExperts experts = subject.experts();
+      for (const int64_t tokens : {1, 8, 33, 64}) {
+        expect_reference(experts, *subject.reference, subject.spec, tokens, Routing::kUniform);
+      }
+    }
+  }
+}
+
+TEST(Sm90Decode, LopsidedRouting) {
+  for (const Recipe& recipe : recipes()) {
+    const Subject subject(spec_of(recipe, 40, 4, 640, 192), options_of(recipe, true));
+    const DecodeExperts experts = subject.experts();
+    for (const auto routing : {Routing::kAllTheSame, Routing::kOneHot, Routing::kSomeSkipped}) {
+      for (const int64_t tokens : {1, 7, 9, 17, 64, 65, 128}) {
+        expect_reference(experts, *subject.reference, subject.spec, tokens, routing);
+      }
+    }
+  }
+}
+
+TEST(Sm90Decode, ActivationsWeightPositionsBiasesAndOutputs) {
+  for (const Recipe& recipe : {recipes()[0], recipes()[1]}) {
+    for (int kind = 0; kind <= static_cast<int>(Activation::kRelu2); ++kind) {
+      for (const auto position : {WeightPosition::kOutput, WeightPosition::kInput}) {
+        LayerSpec spec = spec_of(recipe, 6, 2, 384, 176);
+        spec.activation.kind = static_cast<Activation>(kind);
+        spec.weight_position = position;
+        const Subject subject(spec, options_of(recipe, true));
+        const DecodeExperts experts = subject.experts();
+        for (const DataType type : {DataType::kF32, DataType::kBf16}) {
+          expect_reference(experts, *subject.reference, spec, 12, Routing::kUniform, type, true);
+        }
+        for (const int64_t routed : {0, 1, 11}) {
+          expect_reference(experts, *subject.reference, spec, 12, Routing::kUniform, DataType::kF32,
+                           false, routed);
+        }
+      }
+    }
+  }
+}
+
+TEST(Sm90Decode, ModelSizes) {
+  struct Shape {
+    int64_t experts, top_k, hidden, inner;
+  };
+  for (const Recipe& recipe : {recipes()[0], recipes()[1], recipes()[5]}) {
+    for (const Shape& s : {Shape{4, 2, 2880, 2880}, {3, 2, 7168, 256}, {8, 2, 2048, 768}}) {
+      const Subject subject(spec_of(recipe, s.experts, s.top_k, s.hidden, s.inner),
+                            options_of(recipe));
+      const DecodeExperts experts = subject.experts();
+      for (const int64_t tokens : {1, 20}) {
+        expect_reference(experts, *subject.reference, subject.spec, tokens, Routing::kUniform);
+      }
+    }
+  }
+}
+
+TEST(Sm90Decode, BitsDoNotDependOnGridBatchOrCall) {
+  for (const Recipe& recipe : recipes()) {
+    if (recipe.activations == ActivationFormat::kFp8PerTensor) continue;  // one scale per batch
+    const LayerSpec spec = spec_of(recipe, 16, 4, 1664, 848);
+    const Subject subject(spec, options_of(recipe));
+    SCOPED_TRACE(std::string(to_string(spec.weight_format)) + " x " +
+                 to_string(spec.activation_format));
+    constexpr int64_t kTokens = 100;
+    const Call call = make_call(spec, kTokens, Routing::kUniform);
+    const DecodeExperts all_sms = subject.experts();
+    const Buffer all = run(all_sms, spec, call, 0, kTokens, DataType::kF32);
+    EXPECT_TRUE(same_bits(all, run(all_sms, spec, call, 0, kTokens, DataType::kF32)))
+        << "the same call twice";
+    for (const int ctas : {1, 2, 37, 131}) {
+      EXPECT_TRUE(
+          same_bits(all, run(subject.experts(ctas), spec, call, 0, kTokens, DataType::kF32)))
+          << ctas << " CTAs";
+    }
+    for (const auto& [begin, count] :
+         {std::pair{0, 1}, {7, 1}, {3, 8}, {40, 16}, {60, 33}, {36, 64}}) {
+      const Buffer part = run(all_sms, spec, call, begin, count, DataType::kF32);
+      for (int64_t at = 0; at < part.size(); ++at) {
+        ASSERT_EQ(part.as<uint32_t>()[at], all.as<uint32_t>()[begin * spec.hidden_size + at])
+            << "token " << begin + at / spec.hidden_size << " in a batch of " << count;
+      }
+    }
+  }
+}
+
+TEST(Sm90Decode, SaysWhatItCannotDo) {
+  for (const auto& [format, activations, hidden] :
+       {std::tuple{Format::kBf16, ActivationFormat::kFp8PerToken, 256},
+        {Format::kF32, ActivationFormat::kNone, 256},
+        {Format::kBf16, ActivationFormat::kNone, 264},
+        {Format::kMxfp8, ActivationFormat::kNone, 256}}) {
+    LayerSpec spec = with_format(
+        {.num_experts = 2, .top_k = 1, .hidden_size = hidden, .intermediate_size = 64}, format);
+    spec.activation_format = activations;
+    const test::RandomWeights weights(spec);
+    const Packed packed = pack(spec, weights);
+    EXPECT_NE(DecodeExperts::why_unsupported(spec, packed.gate_up, packed.down), "");
+  }
+}
+
+}  // namespace
+}  // namespace switchyard
