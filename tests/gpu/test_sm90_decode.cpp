@@ -74,16 +74,17 @@ test::WeightsOptions options_of(const Recipe& r, bool biases = false) {
 }
 
 /// How the tokens choose.
-enum class Routing { kUniform, kAllTheSame, kOneHot, kSomeSkipped };
+enum class Routing { kUniform, kAllTheSame, kOneHot, kSomeSkipped, kNone };
 
 struct Call {
   Buffer hidden, ids, weights;
+  bool routed = true;  ///< else every token takes expert 0
 };
 Call make_call(const LayerSpec& spec, int64_t num_tokens, Routing routing) {
   Random random(static_cast<uint64_t>(num_tokens * 37 + spec.hidden_size));
   Call call{Buffer::normal(random, DataType::kBf16, {num_tokens, spec.hidden_size}),
             test::random_topk_ids(random, num_tokens, spec.top_k, spec.num_experts),
-            test::random_topk_weights(random, num_tokens, spec.top_k)};
+            test::random_topk_weights(random, num_tokens, spec.top_k), routing != Routing::kNone};
   auto* ids = call.ids.as<int32_t>();
   for (int64_t i = 0; i < call.ids.size(); ++i) {
     const int64_t slot = i % spec.top_k;
@@ -112,7 +113,7 @@ Buffer run(const DecodeExperts& experts, const LayerSpec& spec, const Call& call
   const cuda::DeviceBuffer workspace =
       test::device_workspace(experts.workspace_bytes(count, spec.top_k));
   experts.run({.hidden_states = hidden,
-               .topk_ids = ids,
+               .topk_ids = call.routed ? ids.view() : TensorView{},
                .topk_weights = weights,
                .addend = extra,
                .num_tokens = number,
@@ -136,10 +137,8 @@ void expect_reference(const DecodeExperts& experts, const PackedExperts& referen
   const Buffer addend = Buffer::normal(random, DataType::kF32, {num_tokens, spec.hidden_size});
   const Buffer routed = Buffer::of(DataType::kI32, {1}, {static_cast<double>(num_routed)});
   Buffer want(type, {num_tokens, spec.hidden_size});
-  RunExpertsArgs args{.hidden_states = call.hidden,
-                      .topk_ids = call.ids,
-                      .topk_weights = call.weights,
-                      .output = want};
+  RunExpertsArgs args{.hidden_states = call.hidden, .topk_weights = call.weights, .output = want};
+  if (call.routed) args.topk_ids = call.ids;
   if (with_addend) args.addend = addend;
   if (num_routed >= 0) args.num_tokens = routed;
   const test::GuardedMemory workspace(reference.workspace_bytes(num_tokens, spec.top_k));
@@ -178,9 +177,9 @@ TEST(Sm90Decode, EveryFormatAgainstTheReference) {
   for (const Recipe& recipe : recipes()) {
     // Short, and with tails of K (in steps and chunks) and of rows.
     for (const auto& [hidden, inner] : {std::pair{256, 128}, {720, 336}, {1408, 704}}) {
-      const Subject subject(spec_of(recipe, 12, 3, hidden, inner), options_of(recipe));
+      const Subject subject(spec_of(recipe, 7, 2, hidden, inner), options_of(recipe));
       const DecodeExperts experts = subject.experts();
-      for (const int64_t tokens : {1, 8, 33, 64}) {
+      for (const int64_t tokens : {1, 8, hidden > 1000 ? 17 : 64}) {
         expect_reference(experts, *subject.reference, subject.spec, tokens, Routing::kUniform);
       }
     }
@@ -189,11 +188,26 @@ TEST(Sm90Decode, EveryFormatAgainstTheReference) {
 
 TEST(Sm90Decode, LopsidedRouting) {
   for (const Recipe& recipe : recipes()) {
-    const Subject subject(spec_of(recipe, 40, 4, 640, 192), options_of(recipe, true));
+    const Subject subject(spec_of(recipe, 40, 4, 448, 192), options_of(recipe, true));
     const DecodeExperts experts = subject.experts();
     for (const auto routing : {Routing::kAllTheSame, Routing::kOneHot, Routing::kSomeSkipped}) {
       for (const int64_t tokens : {1, 7, 9, 17, 64, 65, 128}) {
         expect_reference(experts, *subject.reference, subject.spec, tokens, routing);
+      }
+    }
+  }
+}
+
+TEST(Sm90Decode, OneExpertForAll) {
+  for (const Recipe& recipe : {recipes()[0], recipes()[1], recipes()[6]}) {
+    const Subject subject(spec_of(recipe, 1, 1, 384, 272), options_of(recipe, true));
+    const DecodeExperts experts = subject.experts();
+    for (const int64_t tokens : {1, 8, 30, 64, 128}) {
+      for (const bool addend : {false, true}) {
+        for (const int64_t routed : {int64_t{-1}, tokens / 2}) {
+          expect_reference(experts, *subject.reference, subject.spec, tokens, Routing::kNone,
+                           addend ? DataType::kBf16 : DataType::kF32, addend, routed);
+        }
       }
     }
   }

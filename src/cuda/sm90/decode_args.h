@@ -13,6 +13,16 @@ namespace switchyard::cuda::sm90 {
 /// Consumer warpgroups (each with a producer warp and a ring of its own) of one CTA.
 inline constexpr int kDecodeLanes = 2;
 
+/// Rows rounded to E4M3 or INT8, for the GEMM that reads them.
+struct RoundedRows {
+  uint8_t* codes = nullptr;  ///< [rows], or null: no rounding
+  int64_t row_bytes = 0;
+  float* scales = nullptr;  ///< [rows][groups]
+  int32_t num_columns = 0;
+  int32_t group_columns = 0;  ///< that share a scale; 0: the whole row
+  Format format = Format::kFp8E4m3;
+};
+
 struct DecodeArgs {
   // Sorted rows (ops::SortArgs); a block of unit_size of them is one tile.
   const int32_t* sorted_ids = nullptr;
@@ -48,6 +58,11 @@ struct DecodeArgs {
   void* output = nullptr;  ///< [pairs][output_columns]
   DataType output_type = DataType::kF32;
   int32_t output_columns = 0;
+
+  /// The output (f32 then) rounded as well, a group by whoever finishes its last column.
+  RoundedRows rounded{};
+  const float* rounded_channels = nullptr;  ///< [E][output_columns], multiply first, or null
+  uint32_t* rounded_counters = nullptr;     ///< per block and group; 0 before, 0 after
 
   DecodeSteps steps{};
   uint32_t* partials = nullptr;  ///< decode_partial_bytes

@@ -10,6 +10,7 @@
 #include "cuda/check.h"
 #include "cuda/combine.h"
 #include "cuda/quantize.h"
+#include "cuda/sm90/decode_launchers.h"
 #include "cuda/sort.h"
 
 namespace switchyard::cuda::sm90 {
@@ -64,10 +65,10 @@ struct DecodeExperts::Places {
   int32_t unit_size = 0;
   int64_t sorted_rows = 0;
   WorkspaceRegion sorted_ids, sorted_weights, sorted_expert_ids, num_valid_ids, sort_scratch;
-  WorkspaceRegion counters;  ///< of gate_up, then of down
+  WorkspaceRegion counters;  ///< of cuts in gate_up and in down, then of rounded groups
   WorkspaceRegion partials;
-  WorkspaceRegion codes, scales;  ///< of the input of the GEMM that runs next
-  WorkspaceRegion hidden;
+  WorkspaceRegion token_codes, token_scales;
+  WorkspaceRegion hidden, hidden_codes, hidden_scales;
   WorkspaceRegion expert_output;
   int64_t bytes = 0;
 };
@@ -79,6 +80,8 @@ struct DecodeExperts::Batch {
   Stream stream{};
   int64_t num_tokens = 0, top_k = 0;
 
+  /// No choice: every token takes expert 0.
+  bool single_expert() const { return args.topk_ids.empty(); }
   TokenCount tokens() const {
     return {.limit = num_tokens, .on_device = args.num_tokens.as<const int32_t>()};
   }
@@ -132,21 +135,22 @@ DecodeExperts::Places DecodeExperts::places(int64_t max_tokens, int64_t top_k) c
   p.sorted_expert_ids = carver.take(p.sorted_rows / p.unit_size * 4);
   p.num_valid_ids = carver.take(8);
   p.sort_scratch = carver.take(sort_scratch_bytes(max_tokens, top_k, spec_.num_experts));
-  p.counters = carver.take(align_up<int64_t>(2 * lanes * 4, 16));
+  const ActivationStorage storage = activation_storage(activations_);
+  const int64_t rounded =
+      quantised() ? p.sorted_rows / p.unit_size * scale_cols(storage.scale_block, inner) : 0;
+  p.counters = carver.take(align_up<int64_t>((2 * lanes + rounded) * 4, 16));
   const int64_t chunks = std::max(gate_up_.steps.num_chunks(), down_.steps.num_chunks());
   p.partials = carver.take(decode_partial_bytes(lanes, chunks, p.unit_size));
   if (quantised()) {
-    const ActivationStorage storage = activation_storage(activations_);
-    const auto size = [&](int64_t rows, int64_t cols) {
-      return std::pair{rows * padded_row_bytes(storage.format, cols),
-                       std::max<int64_t>(scale_rows(storage.scale_block, rows), 1) *
-                           scale_cols(storage.scale_block, cols) * 4};
+    const auto take = [&](int64_t rows, int64_t cols, WorkspaceRegion& codes,
+                          WorkspaceRegion& scales) {
+      codes = carver.take(rows * padded_row_bytes(storage.format, cols));
+      scales = carver.take(scale_rows(storage.scale_block, rows) *
+                           scale_cols(storage.scale_block, cols) * 4);
     };
     const bool per_pair = gate_up_.packed->has_smooth_scales();
-    const auto [x_codes, x_scales] = size(per_pair ? pairs : max_tokens, width);
-    const auto [h_codes, h_scales] = size(pairs, inner);
-    p.codes = carver.take(std::max(x_codes, h_codes));
-    p.scales = carver.take(std::max(x_scales, h_scales));
+    take(per_pair ? pairs : max_tokens, width, p.token_codes, p.token_scales);
+    take(pairs, inner, p.hidden_codes, p.hidden_scales);
   }
   p.hidden = carver.take(pairs * inner * (quantised() ? 4 : 2));
   p.expert_output = carver.take(pairs * width * 4);
@@ -180,8 +184,12 @@ DecodeArgs DecodeExperts::sort_batch(const Batch& batch) const {
               .num_valid_ids = p.num_valid_ids.in<int32_t>(batch.workspace),
               .zeroed = p.counters.in(batch.workspace),
               .zeroed_bytes = p.counters.bytes};
-  sort(job, plan_sort(batch.num_tokens, batch.top_k, spec_.num_experts, p.unit_size),
-       p.sort_scratch.in(batch.workspace), device_, batch.stream);
+  if (batch.single_expert()) {
+    decode_single_expert(job, batch.stream);
+  } else {
+    sort(job, plan_sort(batch.num_tokens, batch.top_k, spec_.num_experts, p.unit_size),
+         p.sort_scratch.in(batch.workspace), device_, batch.stream);
+  }
   return {.sorted_ids = job.sorted_ids,
           .sorted_expert_ids = job.sorted_expert_ids,
           .num_valid_ids = job.num_valid_ids,
@@ -192,47 +200,97 @@ DecodeArgs DecodeExperts::sort_batch(const Batch& batch) const {
           .counters = p.counters.in<uint32_t>(batch.workspace)};
 }
 
-void DecodeExperts::set_input(const Batch& batch, const TensorView& input, const Matrix& matrix,
-                              DecodeArgs& args) const {
-  const int64_t cols = input.extent(1);
-  const bool is_hidden = &matrix == &down_;
-  args.tokens = input.data;
-  args.token_row_bytes = cols * element_bytes(input.type);
-  args.token_bytes = static_cast<int32_t>(args.token_row_bytes);
-  args.tokens_per_pair = is_hidden;
-  if (!quantised()) return;
-  const ActivationStorage storage = activation_storage(activations_);
-  args.tokens_per_pair = is_hidden || matrix.packed->has_smooth_scales();
+void DecodeExperts::set_codes(const RoundedRows& rows, DecodeArgs& args) {
+  args.tokens = rows.codes;
+  args.token_row_bytes = rows.row_bytes;
+  args.token_bytes = rows.num_columns;
+  args.token_scales = rows.scales;
+}
+
+void DecodeExperts::quantize_input(const Batch& batch, const TensorView& input,
+                                   const Matrix& matrix, const RoundedRows& to, bool per_pair,
+                                   const DecodeArgs& lists) const {
   QuantizeJob job{.input = input.data,
                   .input_type = input.type,
                   .num_input_rows = input.extent(0),
-                  .cols = cols,
+                  .cols = to.num_columns,
                   .rows = batch.tokens(),
                   .channel_scale = matrix.packed->rows().smooth_scales,
-                  .channel_scale_stride = cols,
-                  .format = storage.format,
-                  .scale_block = storage.scale_block,
-                  .values = batch.places.codes.in(batch.workspace),
-                  .value_row_bytes = padded_row_bytes(storage.format, cols),
-                  .scales = batch.places.scales.in(batch.workspace),
+                  .channel_scale_stride = to.num_columns,
+                  .format = to.format,
+                  .scale_block = activation_storage(activations_).scale_block,
+                  .values = to.codes,
+                  .value_row_bytes = to.row_bytes,
+                  .scales = to.scales,
                   .scale_type = DataType::kF32};
-  if (args.tokens_per_pair) {  // only pairs that exist: the others hold anything
-    job.sorted_ids = args.sorted_ids;
-    job.sorted_expert_ids = args.sorted_expert_ids;
-    job.num_valid_ids = args.num_valid_ids;
+  if (per_pair ||
+      job.channel_scale != nullptr) {  // only pairs that exist: the others hold anything
+    job.sorted_ids = lists.sorted_ids;
+    job.sorted_expert_ids = lists.sorted_expert_ids;
+    job.num_valid_ids = lists.num_valid_ids;
     job.num_sorted = batch.places.sorted_rows;
-    job.unit_size = args.unit_size;
-    job.top_k = args.top_k;
-    job.input_per_pair = is_hidden;
+    job.unit_size = lists.unit_size;
+    job.top_k = lists.top_k;
+    job.input_per_pair = per_pair;
   }
   quantize(job, batch.stream);
-  args.tokens = job.values;
-  args.token_row_bytes = job.value_row_bytes;
-  args.token_bytes = static_cast<int32_t>(cols);
-  args.token_scales = static_cast<const float*>(job.scales);
-  args.token_scale_groups = storage.scale_block.rows == 0
-                                ? 0
-                                : static_cast<int32_t>(scale_cols(storage.scale_block, cols));
+}
+
+void DecodeExperts::set_tokens(const Batch& batch, DecodeArgs& args) const {
+  const TensorView& input = batch.args.hidden_states;
+  const int64_t cols = input.extent(1);
+  args.tokens = input.data;
+  args.token_row_bytes = cols * element_bytes(input.type);
+  args.token_bytes = static_cast<int32_t>(args.token_row_bytes);
+  if (!quantised()) return;
+  const RoundedRows codes = rounded_rows(cols, batch.places.token_codes.in(batch.workspace),
+                                         batch.places.token_scales.in(batch.workspace));
+  set_codes(codes, args);
+  args.tokens_per_pair = gate_up_.packed->has_smooth_scales();
+  args.token_scale_groups = scale_groups(cols);
+  args.lists_ready = activations_ == ActivationFormat::kFp8Block128;
+  if (args.lists_ready) {
+    decode_quantize(codes, input.data, input.type, batch.tokens(), batch.stream);
+  } else {
+    quantize_input(batch, input, gate_up_, codes, false, args);
+  }
+}
+
+void DecodeExperts::set_hidden(const Batch& batch, DecodeArgs& gate_up, DecodeArgs& down) const {
+  const int64_t cols = spec_.intermediate_size;
+  gate_up.output = batch.places.hidden.in(batch.workspace);
+  gate_up.output_type = quantised() ? DataType::kF32 : DataType::kBf16;
+  gate_up.output_columns = static_cast<int32_t>(cols);
+  down.lists_ready = true;
+  down.tokens_per_pair = true;
+  down.tokens = gate_up.output;
+  down.token_row_bytes = cols * 2;
+  down.token_bytes = static_cast<int32_t>(cols * 2);
+  if (!quantised()) return;
+  const RoundedRows codes = rounded_rows(cols, batch.places.hidden_codes.in(batch.workspace),
+                                         batch.places.hidden_scales.in(batch.workspace));
+  set_codes(codes, down);
+  down.token_scale_groups = scale_groups(cols);
+  if (one_scale()) return;  // known when all rows are
+  gate_up.rounded = codes;
+  gate_up.rounded_channels = down_.packed->rows().smooth_scales;
+  gate_up.rounded_counters = gate_up.counters + 2 * num_ctas_ * kDecodeLanes;
+}
+
+RoundedRows DecodeExperts::rounded_rows(int64_t cols, void* codes, void* scales) const {
+  const ActivationStorage storage = activation_storage(activations_);
+  return {.codes = static_cast<uint8_t*>(codes),
+          .row_bytes = padded_row_bytes(storage.format, cols),
+          .scales = static_cast<float*>(scales),
+          .num_columns = static_cast<int32_t>(cols),
+          .group_columns = static_cast<int32_t>(storage.scale_block.cols),
+          .format = storage.format};
+}
+
+int32_t DecodeExperts::scale_groups(int64_t cols) const {
+  return one_scale()
+             ? 0
+             : static_cast<int32_t>(scale_cols(activation_storage(activations_).scale_block, cols));
 }
 
 void DecodeExperts::set_weights(const Matrix& matrix, DecodeArgs& args) const {
@@ -246,7 +304,7 @@ void DecodeExperts::set_weights(const Matrix& matrix, DecodeArgs& args) const {
 
 void DecodeExperts::run(const RunExpertsArgs& args, Workspace workspace, Stream stream) const {
   const int64_t num_tokens = args.hidden_states.extent(0);
-  const int64_t top_k = args.topk_ids.extent(1);
+  const int64_t top_k = args.topk_ids.empty() ? 1 : args.topk_ids.extent(1);
   const Batch batch{.args = args,
                     .places = places(num_tokens, top_k),
                     .workspace = workspace,
@@ -259,32 +317,34 @@ void DecodeExperts::run(const RunExpertsArgs& args, Workspace workspace, Stream 
       args.topk_weights.empty() ? nullptr : batch.places.sorted_weights.in<const float>(workspace);
   const bool on_input = spec_.weight_position == WeightPosition::kInput;
 
-  DecodeArgs first = lists;
-  set_input(batch, args.hidden_states, gate_up_, first);
+  DecodeArgs first = lists, second = lists;
   set_weights(gate_up_, first);
-  first.lists_ready = quantised();  // else the sort itself is the previous kernel
   first.sorted_weights = on_input ? sorted_weights : nullptr;
   first.weight_before_bias = on_input;
   first.activate = true;
   first.activation = spec_.activation;
-  first.output = batch.places.hidden.in(workspace);
-  first.output_type = quantised() ? DataType::kF32 : DataType::kBf16;
-  first.output_columns = static_cast<int32_t>(spec_.intermediate_size);
-  decode_gemm(gate_up_.operand, gate_up_.map, first, num_ctas_, stream);
-
-  DecodeArgs second = lists;
-  set_input(
-      batch,
-      TensorView::contiguous(first.output, first.output_type, {pairs, spec_.intermediate_size}),
-      down_, second);
   set_weights(down_, second);
-  second.lists_ready = true;
   second.sorted_weights = on_input ? nullptr : sorted_weights;
-  second.output = batch.places.expert_output.in(workspace);
+  // One row per token, nothing to add: down writes the result.
+  const bool direct = batch.single_expert() && args.addend.empty();
+  second.output = direct ? args.output.data : batch.places.expert_output.in(workspace);
+  second.output_type = direct ? args.output.type : DataType::kF32;
   second.output_columns = static_cast<int32_t>(spec_.expert_width());
   second.counters = lists.counters + num_ctas_ * kDecodeLanes;
-  decode_gemm(down_.operand, down_.map, second, num_ctas_, stream);
 
+  set_tokens(batch, first);
+  set_hidden(batch, first, second);
+  decode_gemm(gate_up_.operand, gate_up_.map, first, num_ctas_, stream);
+  if (one_scale()) {
+    const TensorView hidden =
+        TensorView::contiguous(first.output, first.output_type, {pairs, spec_.intermediate_size});
+    quantize_input(batch, hidden, down_,
+                   rounded_rows(spec_.intermediate_size, batch.places.hidden_codes.in(workspace),
+                                batch.places.hidden_scales.in(workspace)),
+                   true, lists);
+  }
+  decode_gemm(down_.operand, down_.map, second, num_ctas_, stream);
+  if (direct) return;
   combine({.expert_output = second.output,
            .topk_ids = args.topk_ids.as<const int32_t>(),
            .num_experts = static_cast<int32_t>(spec_.num_experts),

@@ -20,7 +20,7 @@ class DecodeExperts {
   /// Why these weights and activations have no decode kernel, or empty.
   static std::string why_unsupported(const LayerSpec& spec, const PackedMatrices& gate_up,
                                      const PackedMatrices& down);
-  /// For packed experts that outlive it. num_lanes: consumer warpgroups on the whole GPU, 0: all.
+  /// For packed experts that outlive it. num_ctas: of a GEMM, 0: one per SM.
   DecodeExperts(const LayerSpec& spec, const PackedMatrices& gate_up, const PackedMatrices& down,
                 int device, int num_ctas = 0);
 
@@ -29,7 +29,7 @@ class DecodeExperts {
   /// max_tokens: at most kDecodeMaxTokens.
   int64_t workspace_bytes(int64_t max_tokens, int64_t top_k) const;
   void plan(int64_t num_tokens, int64_t top_k, const MachineLimits& limits, Plan& plan) const;
-  /// At most kDecodeMaxTokens tokens, with topk_ids.
+  /// At most kDecodeMaxTokens tokens.
   void run(const RunExpertsArgs& args, Workspace workspace, Stream stream) const;
 
  private:
@@ -44,9 +44,18 @@ class DecodeExperts {
   Matrix matrix_of(const PackedMatrices& packed) const;
   Places places(int64_t max_tokens, int64_t top_k) const;
   DecodeArgs sort_batch(const Batch& batch) const;
-  /// Fills in the input of a GEMM: `input` itself or its codes.
-  void set_input(const Batch& batch, const TensorView& input, const Matrix& matrix,
-                 DecodeArgs& args) const;
+  /// Fills in the input of gate_up: the hidden states or their codes.
+  void set_tokens(const Batch& batch, DecodeArgs& args) const;
+  /// Fills in the input of down, and what gate_up has to do for it.
+  void set_hidden(const Batch& batch, DecodeArgs& gate_up, DecodeArgs& down) const;
+  /// The rounding of a GEMM's input, of `columns` columns, by the generic kernel.
+  void quantize_input(const Batch& batch, const TensorView& input, const Matrix& matrix,
+                      const RoundedRows& to, bool per_pair, const DecodeArgs& lists) const;
+  static void set_codes(const RoundedRows& rows, DecodeArgs& args);
+  RoundedRows rounded_rows(int64_t cols, void* codes, void* scales) const;
+  int32_t scale_groups(int64_t cols) const;
+  /// One activation scale for a whole tensor.
+  bool one_scale() const { return activations_ == ActivationFormat::kFp8PerTensor; }
   void set_weights(const Matrix& matrix, DecodeArgs& args) const;
   bool quantised() const { return activations_ != ActivationFormat::kNone; }
 

@@ -34,6 +34,7 @@
 #include "core/expert_sort.h"
 #include "cuda/launch.cuh"
 #include "cuda/sm90/decode_args.h"
+#include "cuda/sm90/decode_round.cuh"
 #include "cuda/sm90/ptx.cuh"
 #include "cuda/sm90/wgmma.cuh"
 #include "cuda/vector_io.cuh"
@@ -360,7 +361,7 @@ class Consumer {
     }
     if (cut) {
       if (run.chunk_begin == 0) store_partial<kN>(owners, 0, total);
-      if (!came_last(owners)) return;
+      if (!came_last(a_.counters + owners.first, owners.count())) return;
       add_partials<kN>(run, owners, total);
     }
 #pragma unroll
@@ -371,6 +372,7 @@ class Consumer {
       if (count > 0) finish(run.row_block, first, count, factors);
       meet();
     }
+    if (a_.rounded.codes != nullptr) round_finished_group(run.row_block);
   }
 
   template <int kN>
@@ -415,13 +417,13 @@ class Consumer {
     }
   }
 
-  __device__ bool came_last(const DecodeOwners& owners) const {
-    meet();  // everyone's partial sums are stored, and the tile is free
+  /// Whether all but this warpgroup of `count` have arrived; then everything they stored before is
+  /// visible. The tile is free before and after.
+  __device__ bool came_last(uint32_t* counter, int32_t count) const {
+    meet();
     auto* answer = reinterpret_cast<int32_t*>(memory_.tile);
     if (thread_ == 0) {
-      uint32_t* counter = a_.counters + owners.first;
-      const bool last =
-          acquire_release_add(counter, 1) == static_cast<uint32_t>(owners.count()) - 1;
+      const bool last = acquire_release_add(counter, 1) == static_cast<uint32_t>(count) - 1;
       if (last) *counter = 0;
       *answer = last ? 1 : 0;
     }
@@ -504,6 +506,24 @@ class Consumer {
       if (!a_.weight_before_bias) result *= entry.weight;
       store_one(a_.output, a_.output_type,
                 static_cast<int64_t>(entry.pair) * a_.output_columns + column, result);
+    }
+  }
+
+  /// Rounds the group of columns that this row block belongs to, if it was the last missing one.
+  __device__ void round_finished_group(int32_t row_block) const {
+    const RoundedRows& to = a_.rounded;
+    const int32_t group_columns = to.group_columns == 0 ? to.num_columns : to.group_columns;
+    const int32_t per_group = ceil_div(group_columns, outputs());
+    const int32_t group = row_block / per_group;
+    const int32_t groups = ceil_div(to.num_columns, group_columns);
+    const int32_t in_group = min(per_group, walk_.schedule.row_blocks - group * per_group);
+    if (!came_last(a_.rounded_counters + block_ * groups + group, in_group)) return;
+    const float* channels =
+        a_.rounded_channels == nullptr
+            ? nullptr
+            : a_.rounded_channels + static_cast<int64_t>(expert_) * to.num_columns;
+    for (int row = thread_ / 32; row < num_rows_; row += kWarpgroup / 32) {
+      round_group(to, a_.output, a_.output_type, memory_.table[row].pair, group, channels);
     }
   }
 

@@ -1,9 +1,10 @@
 #pragma once
-// One launcher, and one translation unit, per operand of decode_gemm.
+// One launcher, and one translation unit, per operand of decode_gemm; and the small kernels around.
 
 #include <cuda.h>
 
 #include "cuda/sm90/decode_args.h"
+#include "cuda/sort.h"
 
 namespace switchyard::cuda::sm90 {
 
@@ -11,6 +12,11 @@ void decode_bf16(const CUtensorMap& map, const DecodeArgs& args, int num_ctas, S
 void decode_fp8(const CUtensorMap& map, const DecodeArgs& args, int num_ctas, Stream stream);
 void decode_fp8_block128(const CUtensorMap& map, const DecodeArgs& args, int num_ctas,
                          Stream stream);
+/// What sort() writes when every token takes expert 0 with its only choice.
+void decode_single_expert(const SortJob& job, Stream stream);
+/// Rows in groups of columns that share a scale.
+void decode_quantize(const RoundedRows& to, const void* from, DataType type, const TokenCount& rows,
+                     Stream stream);
 void decode_int8(const CUtensorMap& map, const DecodeArgs& args, int num_ctas, Stream stream);
 
 }  // namespace switchyard::cuda::sm90
