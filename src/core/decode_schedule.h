@@ -25,6 +25,7 @@ inline constexpr int32_t kDecodeMaxUnit = 64;
 struct DecodeRun {
   int32_t block = 0, row_block = 0;
   int32_t chunk_begin = 0, chunk_end = 0;
+  bool whole = false;  ///< all of the row block's chunks
 };
 
 /// The lanes that share one row block.
@@ -52,17 +53,6 @@ struct DecodeSchedule {
   }
   SWITCHYARD_HOST_DEVICE constexpr int32_t lane_of(int64_t unit) const {
     return static_cast<int32_t>(((unit + 1) * used_lanes() - 1) / num_units());
-  }
-  /// What a lane whose range ends at `end` computes from `unit` on.
-  SWITCHYARD_HOST_DEVICE constexpr DecodeRun run_at(int64_t unit, int64_t end) const {
-    const int64_t row_block = unit / num_chunks;
-    const auto chunk = static_cast<int32_t>(unit - row_block * num_chunks);
-    const int64_t left = end - unit;
-    return {
-        .block = static_cast<int32_t>(row_block / row_blocks),
-        .row_block = static_cast<int32_t>(row_block % row_blocks),
-        .chunk_begin = chunk,
-        .chunk_end = left < num_chunks - chunk ? chunk + static_cast<int32_t>(left) : num_chunks};
   }
   SWITCHYARD_HOST_DEVICE constexpr DecodeOwners owners(const DecodeRun& run) const {
     const int64_t first =
@@ -93,6 +83,13 @@ constexpr int32_t decode_unit_size(int64_t num_tokens, int64_t top_k, int64_t nu
   return kDecodeMaxUnit;
 }
 
+/// Tokens of one pass, and whether a batch is one where weights are the traffic: an expert's rows
+/// mostly fit one tile.
+inline constexpr int64_t kDecodeMaxTokens = 128;
+constexpr bool decode_rows_are_few(int64_t num_tokens, int64_t top_k, int64_t num_experts) {
+  return num_tokens <= kDecodeMaxTokens && num_tokens * top_k <= kDecodeMaxUnit / 2 * num_experts;
+}
+
 /// K of one matrix as the ring sees it: steps (one stage of the ring) of a chunk (one sum).
 struct DecodeSteps {
   int32_t num_steps = 0;
@@ -119,10 +116,21 @@ struct DecodeWalk {
                                               int64_t lane, int32_t slots)
       : schedule(s), steps(k), unit(s.begin(lane)), end(s.begin(lane + 1)), num_slots(slots) {
     if (unit == end) return;
-    const DecodeRun run = s.run_at(unit, end);
-    block = run.block;
-    row_block = run.row_block;
-    chunk = run.chunk_begin;
+    const int64_t rows = unit / s.num_chunks;
+    block = static_cast<int32_t>(rows / s.row_blocks);
+    row_block = static_cast<int32_t>(rows % s.row_blocks);
+    chunk = static_cast<int32_t>(unit % s.num_chunks);
+  }
+  /// What the lane computes of the current row block, from the current chunk on. No division: the
+  /// kernels ask once per row block.
+  SWITCHYARD_HOST_DEVICE constexpr DecodeRun run() const {
+    const int64_t left = end - unit;
+    const bool to_the_end = left >= schedule.num_chunks - chunk;
+    return {.block = block,
+            .row_block = row_block,
+            .chunk_begin = chunk,
+            .chunk_end = to_the_end ? schedule.num_chunks : chunk + static_cast<int32_t>(left),
+            .whole = chunk == 0 && to_the_end};
   }
   SWITCHYARD_HOST_DEVICE constexpr bool done() const { return unit == end; }
   /// In steps from column 0.

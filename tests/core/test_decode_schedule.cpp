@@ -38,12 +38,12 @@ std::string name(const DecodeSchedule& s) {
          std::to_string(s.num_lanes) + " lanes";
 }
 
-/// The runs of one lane, as a kernel walks them.
+/// The runs of one lane, as a kernel walks them (a step per chunk).
 std::vector<DecodeRun> runs_of(const DecodeSchedule& s, int64_t lane) {
   std::vector<DecodeRun> runs;
-  for (int64_t unit = s.begin(lane); unit < s.begin(lane + 1);) {
-    runs.push_back(s.run_at(unit, s.begin(lane + 1)));
-    unit += runs.back().chunk_end - runs.back().chunk_begin;
+  for (DecodeWalk walk(s, {s.num_chunks, 1}, lane, 1); !walk.done();) {
+    runs.push_back(walk.run());
+    for (int32_t c = runs.back().chunk_begin; c < runs.back().chunk_end; ++c) walk.advance();
   }
   return runs;
 }
@@ -100,6 +100,7 @@ TEST(DecodeSchedule, OwnersOfACutAgreeAndCoverIt) {
         ASSERT_EQ(s.owners(run).first, owners.first);
         ASSERT_EQ(s.owners(run).last, owners.last);
         chunk = run.chunk_end;
+        ASSERT_EQ(run.whole, parts.size() == 1);
         if (parts.size() == 1) continue;
         const int32_t end = i == 0 ? 1 : run.chunk_end;  // the first owner leaves one sum
         for (int32_t c = run.chunk_begin; c < end; ++c) {

@@ -18,6 +18,14 @@ namespace {
 
 constexpr int64_t kScaleColumns = 128;
 
+/// Rows [begin, begin + count) of a [T, ...] tensor; empty stays empty.
+TensorView rows_of(TensorView tensor, int64_t begin, int64_t count) {
+  if (tensor.empty()) return tensor;
+  tensor.data = tensor.as<char>() + begin * tensor.stride(0) * element_bytes(tensor.type);
+  tensor.shape[0] = count;
+  return tensor;
+}
+
 /// Scales of 128-column blocks that all rows of a 64-row block share, gate and up apart.
 bool block_scales(const LayerSpec& spec) {
   return spec.weight_scale_block == ScaleBlock{128, kScaleColumns};
@@ -74,16 +82,19 @@ struct DecodeExperts::Places {
 };
 
 struct DecodeExperts::Batch {
-  const RunExpertsArgs& args;
+  RunExpertsArgs args{};  ///< of these tokens
+  int64_t begin = 0;      ///< tokens before them
   Places places{};
   Workspace workspace{};
   Stream stream{};
-  int64_t num_tokens = 0, top_k = 0;
 
+  int64_t num_tokens() const { return args.hidden_states.extent(0); }
   /// No choice: every token takes expert 0.
   bool single_expert() const { return args.topk_ids.empty(); }
+  int64_t top_k() const { return single_expert() ? 1 : args.topk_ids.extent(1); }
   TokenCount tokens() const {
-    return {.limit = num_tokens, .on_device = args.num_tokens.as<const int32_t>()};
+    return {
+        .limit = num_tokens(), .on_device = args.num_tokens.as<const int32_t>(), .skipped = begin};
   }
 };
 
@@ -121,20 +132,20 @@ const char* DecodeExperts::why_unsupported(DataType hidden_states) const {
                                                          : "bf16 weights meet bf16 hidden states";
 }
 
-DecodeExperts::Places DecodeExperts::places(int64_t max_tokens, int64_t top_k) const {
+DecodeExperts::Places DecodeExperts::places(int64_t num_tokens, int64_t top_k) const {
   const int64_t inner = spec_.intermediate_size;
   const int64_t width = spec_.expert_width();
-  const int64_t pairs = max_tokens * top_k;
+  const int64_t pairs = num_tokens * top_k;
   const int64_t lanes = num_ctas_ * kDecodeLanes;
   Places p;
-  p.unit_size = decode_unit_size(max_tokens, top_k, spec_.num_experts);
-  p.sorted_rows = sort_capacity(max_tokens, top_k, spec_.num_experts, p.unit_size);
+  p.unit_size = decode_unit_size(num_tokens, top_k, spec_.num_experts);
+  p.sorted_rows = sort_capacity(num_tokens, top_k, spec_.num_experts, p.unit_size);
   WorkspaceCarver carver;
   p.sorted_ids = carver.take(p.sorted_rows * 4);
   p.sorted_weights = carver.take(p.sorted_rows * 4);
   p.sorted_expert_ids = carver.take(p.sorted_rows / p.unit_size * 4);
   p.num_valid_ids = carver.take(8);
-  p.sort_scratch = carver.take(sort_scratch_bytes(max_tokens, top_k, spec_.num_experts));
+  p.sort_scratch = carver.take(sort_scratch_bytes(num_tokens, top_k, spec_.num_experts));
   const ActivationStorage storage = activation_storage(activations_);
   const int64_t rounded =
       quantised() ? p.sorted_rows / p.unit_size * scale_cols(storage.scale_block, inner) : 0;
@@ -149,7 +160,7 @@ DecodeExperts::Places DecodeExperts::places(int64_t max_tokens, int64_t top_k) c
                            scale_cols(storage.scale_block, cols) * 4);
     };
     const bool per_pair = gate_up_.packed->has_smooth_scales();
-    take(per_pair ? pairs : max_tokens, width, p.token_codes, p.token_scales);
+    take(per_pair ? pairs : num_tokens, width, p.token_codes, p.token_scales);
     take(pairs, inner, p.hidden_codes, p.hidden_scales);
   }
   p.hidden = carver.take(pairs * inner * (quantised() ? 4 : 2));
@@ -159,12 +170,12 @@ DecodeExperts::Places DecodeExperts::places(int64_t max_tokens, int64_t top_k) c
 }
 
 int64_t DecodeExperts::workspace_bytes(int64_t max_tokens, int64_t top_k) const {
-  // Smaller batches may have smaller units and more blocks, but never more rows.
+  // Fewer tokens can have more bytes of lists: their tiles are smaller.
   int64_t bytes = 0;
-  for (int64_t t = 1; t <= max_tokens; t = t < max_tokens ? std::min(2 * t, max_tokens) : t + 1) {
+  for (int64_t t = 1; t < std::min(max_tokens, kDecodeMaxTokens); t *= 2) {
     bytes = std::max(bytes, places(t, top_k).bytes);
   }
-  return bytes;
+  return std::max(bytes, places(std::min(max_tokens, kDecodeMaxTokens), top_k).bytes);
 }
 
 DecodeArgs DecodeExperts::sort_batch(const Batch& batch) const {
@@ -172,7 +183,7 @@ DecodeArgs DecodeExperts::sort_batch(const Batch& batch) const {
   SortJob job{.topk_ids = batch.args.topk_ids.as<const int32_t>(),
               .topk_weights = batch.args.topk_weights.as<const int32_t>(),
               .tokens = batch.tokens(),
-              .top_k = static_cast<int32_t>(batch.top_k),
+              .top_k = static_cast<int32_t>(batch.top_k()),
               .num_experts = static_cast<int32_t>(spec_.num_experts),
               .unit_size = p.unit_size,
               .capacity = static_cast<int32_t>(p.sorted_rows),
@@ -187,7 +198,7 @@ DecodeArgs DecodeExperts::sort_batch(const Batch& batch) const {
   if (batch.single_expert()) {
     decode_single_expert(job, batch.stream);
   } else {
-    sort(job, plan_sort(batch.num_tokens, batch.top_k, spec_.num_experts, p.unit_size),
+    sort(job, plan_sort(batch.num_tokens(), batch.top_k(), spec_.num_experts, p.unit_size),
          p.sort_scratch.in(batch.workspace), device_, batch.stream);
   }
   return {.sorted_ids = job.sorted_ids,
@@ -195,7 +206,7 @@ DecodeArgs DecodeExperts::sort_batch(const Batch& batch) const {
           .num_valid_ids = job.num_valid_ids,
           .unit_size = p.unit_size,
           .top_k = job.top_k,
-          .num_tokens = static_cast<int32_t>(batch.num_tokens),
+          .num_tokens = static_cast<int32_t>(batch.num_tokens()),
           .partials = p.partials.in<uint32_t>(batch.workspace),
           .counters = p.counters.in<uint32_t>(batch.workspace)};
 }
@@ -304,14 +315,28 @@ void DecodeExperts::set_weights(const Matrix& matrix, DecodeArgs& args) const {
 
 void DecodeExperts::run(const RunExpertsArgs& args, Workspace workspace, Stream stream) const {
   const int64_t num_tokens = args.hidden_states.extent(0);
-  const int64_t top_k = args.topk_ids.empty() ? 1 : args.topk_ids.extent(1);
-  const Batch batch{.args = args,
-                    .places = places(num_tokens, top_k),
-                    .workspace = workspace,
-                    .stream = stream,
-                    .num_tokens = num_tokens,
-                    .top_k = top_k};
-  const int64_t pairs = num_tokens * top_k;
+  for (int64_t begin = 0; begin < num_tokens; begin += kDecodeMaxTokens) {
+    const int64_t count = std::min(kDecodeMaxTokens, num_tokens - begin);
+    Batch batch{.args = {.hidden_states = rows_of(args.hidden_states, begin, count),
+                         .topk_ids = rows_of(args.topk_ids, begin, count),
+                         .topk_weights = rows_of(args.topk_weights, begin, count),
+                         .addend = rows_of(args.addend, begin, count),
+                         .num_tokens = args.num_tokens,
+                         .output = rows_of(args.output, begin, count)},
+                .begin = begin,
+                .workspace = workspace,
+                .stream = stream};
+    batch.places = places(count, batch.top_k());
+    run_batch(batch);
+  }
+}
+
+void DecodeExperts::run_batch(const Batch& batch) const {
+  const RunExpertsArgs& args = batch.args;
+  const Workspace workspace = batch.workspace;
+  const Stream stream = batch.stream;
+  const int64_t top_k = batch.top_k();
+  const int64_t pairs = batch.num_tokens() * top_k;
   const DecodeArgs lists = sort_batch(batch);
   const auto* sorted_weights =
       args.topk_weights.empty() ? nullptr : batch.places.sorted_weights.in<const float>(workspace);

@@ -12,9 +12,6 @@
 
 namespace switchyard::cuda::sm90 {
 
-/// Tokens up to which weights are the traffic, whatever the routing.
-inline constexpr int64_t kDecodeMaxTokens = 128;
-
 class DecodeExperts {
  public:
   /// Why these weights and activations have no decode kernel, or empty.
@@ -26,10 +23,9 @@ class DecodeExperts {
 
   /// Why run() cannot take hidden states of this type, or null.
   const char* why_unsupported(DataType hidden_states) const;
-  /// max_tokens: at most kDecodeMaxTokens.
   int64_t workspace_bytes(int64_t max_tokens, int64_t top_k) const;
   void plan(int64_t num_tokens, int64_t top_k, const MachineLimits& limits, Plan& plan) const;
-  /// At most kDecodeMaxTokens tokens.
+  /// Any number of tokens, kDecodeMaxTokens at a time; with topk_ids or without.
   void run(const RunExpertsArgs& args, Workspace workspace, Stream stream) const;
 
  private:
@@ -42,7 +38,8 @@ class DecodeExperts {
   struct Places;  // of the intermediates in the workspace
   struct Batch;   // one call
   Matrix matrix_of(const PackedMatrices& packed) const;
-  Places places(int64_t max_tokens, int64_t top_k) const;
+  Places places(int64_t num_tokens, int64_t top_k) const;
+  void run_batch(const Batch& batch) const;
   DecodeArgs sort_batch(const Batch& batch) const;
   /// Fills in the input of gate_up: the hidden states or their codes.
   void set_tokens(const Batch& batch, DecodeArgs& args) const;

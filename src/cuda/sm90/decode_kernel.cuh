@@ -276,7 +276,7 @@ class Consumer {
   template <int kMaxN>
   __device__ void run() {
     while (!walk_.done()) {
-      const DecodeRun run = walk_.schedule.run_at(walk_.unit, walk_.end);
+      const DecodeRun run = walk_.run();
       if (run.block != block_) enter_block(run.block);
       const RowFactors factors = load_factors(run.row_block);
       const auto row_block = [&]<int kN>() { this->template row_block<kN>(run, factors); };
@@ -346,8 +346,7 @@ class Consumer {
   /// The chunks of one run: the row block's results if this lane has them all or comes last.
   template <int kN>
   __device__ void row_block(const DecodeRun& run, const RowFactors& factors) {
-    const DecodeOwners owners = walk_.schedule.owners(run);
-    const bool cut = owners.count() > 1;
+    const DecodeOwners owners = run.whole ? DecodeOwners{} : walk_.schedule.owners(run);
     Sum<kN> total{};
     for (int32_t chunk = run.chunk_begin; chunk < run.chunk_end; ++chunk) {
       Sum<kN> sum;
@@ -359,7 +358,7 @@ class Consumer {
         store_partial<kN>(owners, chunk, sum);
       }
     }
-    if (cut) {
+    if (!run.whole) {
       if (run.chunk_begin == 0) store_partial<kN>(owners, 0, total);
       if (!came_last(a_.counters + owners.first, owners.count())) return;
       add_partials<kN>(run, owners, total);

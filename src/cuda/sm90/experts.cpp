@@ -98,6 +98,13 @@ Sm90Experts::Sm90Experts(const LayerSpec& spec, const PackedMatrices& gate_up,
       device_(device) {
   prepare(gate_up_, gate_up);
   prepare(down_, down);
+  if (DecodeExperts::why_unsupported(spec, gate_up, down).empty()) {
+    decode_.emplace(spec, gate_up, down, device);
+  }
+}
+
+bool Sm90Experts::is_decode(int64_t num_tokens, int64_t top_k) const {
+  return decode_ && decode_rows_are_few(num_tokens, top_k, spec_.num_experts);
 }
 
 void Sm90Experts::prepare(Sm90Matrices& matrices, const PackedMatrices& packed) const {
@@ -168,7 +175,8 @@ Sm90Workspace Sm90Experts::layout(int64_t max_tokens, int64_t top_k) const {
 }
 
 int64_t Sm90Experts::workspace_bytes(int64_t max_tokens, int64_t top_k) const {
-  return layout(max_tokens, top_k).bytes;
+  const int64_t bytes = layout(max_tokens, top_k).bytes;
+  return decode_ ? std::max(bytes, decode_->workspace_bytes(max_tokens, top_k)) : bytes;
 }
 
 Sm90Experts::Batch Sm90Experts::sort(const RunExpertsArgs& args, int64_t begin, int64_t num_tokens,
@@ -367,6 +375,9 @@ void Sm90Experts::combine(const Batch& batch) const {
 
 void Sm90Experts::run(const RunExpertsArgs& args, Workspace workspace, Stream stream) const {
   const int64_t num_tokens = args.hidden_states.extent(0);
+  if (args.topk_ids.empty() || is_decode(num_tokens, args.topk_ids.extent(1))) {
+    return decode_->run(args, workspace, stream);
+  }
   const Sm90Workspace places = layout(num_tokens, args.topk_ids.extent(1));
   for (int64_t begin = 0; begin < num_tokens; begin += places.chunk_tokens) {
     const int64_t count = std::min(places.chunk_tokens, num_tokens - begin);
@@ -381,6 +392,7 @@ void Sm90Experts::run(const RunExpertsArgs& args, Workspace workspace, Stream st
 
 void Sm90Experts::plan(int64_t num_tokens, int64_t top_k, const MachineLimits& limits,
                        Plan& plan) const {
+  if (is_decode(num_tokens, top_k)) return decode_->plan(num_tokens, top_k, limits, plan);
   const int64_t chunk = chunk_tokens(num_tokens, top_k);
   const GroupedGemmConfig config = select_config(chunk, top_k);
   const double touched = expected_distinct_experts(spec_.num_experts, top_k, num_tokens);

@@ -6,6 +6,7 @@
 #include "core/activation_format.h"
 #include "core/workspace_layout.h"
 #include "cuda/device_buffer.h"
+#include "cuda/sm90/decode_experts.h"
 #include "cuda/sm90/grouped_gemm.h"
 #include "cuda/token_count.h"
 #include "cuda/tuned_experts.h"
@@ -64,6 +65,9 @@ class Sm90Experts final : public TunedExperts {
   GroupedGemmConfig select_config(int64_t num_tokens, int64_t top_k) const;
   void prepare(Sm90Matrices& matrices, const PackedMatrices& packed) const;
 
+  /// Whether a batch goes through the decode kernels.
+  bool is_decode(int64_t num_tokens, int64_t top_k) const;
+
   // The steps, in order.
   Batch sort(const RunExpertsArgs& args, int64_t begin, int64_t num_tokens,
              const Sm90Workspace& layout, Workspace workspace, Stream stream) const;
@@ -81,6 +85,7 @@ class Sm90Experts final : public TunedExperts {
   ActivationFormat activations_;
   int device_;
   Sm90Matrices gate_up_, down_;
+  std::optional<DecodeExperts> decode_;
 };
 
 }  // namespace switchyard::cuda::sm90
