@@ -53,6 +53,8 @@ __device__ void add_slots(const CombineJob& job, int64_t token, int k, int64_t c
 template <bool kAligned>
 __global__ void __launch_bounds__(kThreads)
     combine_kernel(const CombineJob job, unsigned column_blocks) {
+  wait_for_previous_kernel();
+  let_next_kernel_start();
   const int64_t token = blockIdx.x / column_blocks;
   const int64_t column =
       (static_cast<int64_t>(blockIdx.x % column_blocks) * kThreads + threadIdx.x) * kVector;
@@ -78,7 +80,9 @@ void combine(const CombineJob& job, Stream stream) {
       (job.addend == nullptr || vectors_aligned(job.addend, job.width, job.addend_type));
   const auto columns = static_cast<unsigned>(ceil_div<int64_t>(job.width, kThreads * kVector));
   launch(aligned ? combine_kernel<true> : combine_kernel<false>,
-         {.grid = dim3(static_cast<unsigned>(job.tokens.limit) * columns), .block = kThreads},
+         {.grid = dim3(static_cast<unsigned>(job.tokens.limit) * columns),
+          .block = kThreads,
+          .overlap_previous = can_overlap()},
          static_cast<cudaStream_t>(stream.handle), job, columns);
 }
 
