@@ -10,8 +10,8 @@
 #include "cuda/check.h"
 #include "cuda/combine.h"
 #include "cuda/quantize.h"
+#include "cuda/route_sort.h"
 #include "cuda/sm90/decode_launchers.h"
-#include "cuda/sort.h"
 
 namespace switchyard::cuda::sm90 {
 namespace {
@@ -198,8 +198,8 @@ DecodeArgs DecodeExperts::sort_batch(const Batch& batch) const {
   if (batch.single_expert()) {
     decode_single_expert(job, batch.stream);
   } else {
-    sort(job, plan_sort(batch.num_tokens(), batch.top_k(), spec_.num_experts, p.unit_size),
-         p.sort_scratch.in(batch.workspace), device_, batch.stream);
+    route_and_sort(batch.args.route, job, p.sort_scratch.in(batch.workspace), device_,
+                   batch.stream);
   }
   return {.sorted_ids = job.sorted_ids,
           .sorted_expert_ids = job.sorted_expert_ids,
@@ -322,7 +322,8 @@ void DecodeExperts::run(const RunExpertsArgs& args, Workspace workspace, Stream 
                          .topk_weights = rows_of(args.topk_weights, begin, count),
                          .addend = rows_of(args.addend, begin, count),
                          .num_tokens = args.num_tokens,
-                         .output = rows_of(args.output, begin, count)},
+                         .output = rows_of(args.output, begin, count),
+                         .route = args.route},
                 .begin = begin,
                 .workspace = workspace,
                 .stream = stream};
