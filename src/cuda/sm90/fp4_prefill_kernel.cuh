@@ -11,11 +11,9 @@ template <class Traits>
 __device__ void multiply_tiles(const Fp4PrefillParams& p, const Fp4PrefillRing<Traits>& ring,
                                uint8_t* shared, const GroupedTileScheduler& scheduler, int consumer,
                                int thread) {
-  Fp4PrefillConsumer<Traits> loop{
-      p, ring, reinterpret_cast<const Fp8Table*>(shared + Traits::kTablesAt), consumer, thread};
-  const Fp4PrefillEnd<Traits> end{p, shared + Traits::kEndAt + consumer * Traits::kEndBytes,
-                                  consumer, thread};
-  for (int64_t t = blockIdx.x; t < scheduler.num_tiles(); t += gridDim.x) {
+  Fp4PrefillConsumer<Traits> loop{p, ring, shared + Traits::kTablesAt, consumer, thread};
+  const int num_tiles = static_cast<int>(scheduler.num_tiles());
+  for (int t = static_cast<int>(blockIdx.x); t < num_tiles; t += static_cast<int>(gridDim.x)) {
     const GroupedTile tile = scheduler.tile(t);
     const int row_block = tile.column * Traits::kConsumers + consumer;
     if (row_block >= p.num_row_blocks) {
@@ -23,6 +21,11 @@ __device__ void multiply_tiles(const Fp4PrefillParams& p, const Fp4PrefillRing<T
       continue;
     }
     const int first_row = tile.row_block * Traits::kTileRows;
+    // Opaque, or the end's addresses stay in registers through the k loop, which has none to spare.
+    int own = thread;
+    asm volatile("" : "+r"(own));
+    const Fp4PrefillEnd<Traits> end{p, shared + Traits::kEndAt + consumer * Traits::kEndBytes,
+                                    consumer, own};
     end.fetch_facts(p.sorted.experts[tile.row_block], row_block, first_row);
     typename Traits::Sums sums;
     loop.run(sums);
@@ -33,9 +36,8 @@ __device__ void multiply_tiles(const Fp4PrefillParams& p, const Fp4PrefillRing<T
 template <class Traits>
 __global__ void __launch_bounds__(Traits::kThreads, 1)
     sm90_fp4_prefill_kernel(const __grid_constant__ Fp4PrefillParams p) {
-  extern __shared__ uint8_t unaligned[];
-  constexpr uint32_t kAlignment = 1024;
-  uint8_t* shared = unaligned + (kAlignment - shared_address(unaligned) % kAlignment) % kAlignment;
+  // Aligned by the compiler, addresses are constants and cost no registers.
+  extern __shared__ __align__(1024) uint8_t shared[];
   const Fp4PrefillRing<Traits> ring(shared);
   const int warpgroup = __shfl_sync(~0u, static_cast<int>(threadIdx.x) / 128, 0);
   const int thread = static_cast<int>(threadIdx.x) % 128;

@@ -161,16 +161,13 @@ struct Fp4PrefillConsumer {
 
   const Fp4PrefillParams& p;
   const Fp4PrefillRing<Traits>& ring;
-  const Fp8Table* tables;  ///< in shared memory
+  const uint8_t* tables;  ///< Fp8Table by scale byte, in shared memory
   int consumer;
   int thread;  ///< of the warpgroup
   RingPosition<Traits::kStages> at{};
 
   __device__ __forceinline__ void release(int slot) const {
     if (thread % 32 == 0) barrier_arrive(&ring.empty[slot]);
-  }
-  __device__ __forceinline__ void release_previous() const {
-    release(at.slot == 0 ? Traits::kStages - 1 : at.slot - 1);
   }
   __device__ __forceinline__ void wait_full() const {
     barrier_wait(&ring.full[at.slot], at.parity);
@@ -186,38 +183,45 @@ struct Fp4PrefillConsumer {
     }
   }
 
-  __device__ __forceinline__ const uint8_t* block(int index) const {
-    return ring.weights + at.slot * Traits::kWeightStage + consumer * Traits::kConsumerStage +
-           index * Traits::kBlockBytes;
+  /// This thread's codes of a stage, and the scales of its pair of rows: [row][32 columns].
+  struct Raw {
+    uint4 words[Traits::kStageBlocks];
+    uint32_t scales[Traits::kStageBlocks];
+  };
+  __device__ __forceinline__ void load(Raw& raw) const {
+    const uint8_t* stage =
+        ring.weights + at.slot * Traits::kWeightStage + consumer * Traits::kConsumerStage;
+#pragma unroll
+    for (int i = 0; i < Traits::kStageBlocks; ++i) {
+      const uint8_t* block = stage + i * Traits::kBlockBytes;
+      raw.words[i] = *reinterpret_cast<const uint4*>(block + thread * 16);
+      raw.scales[i] =
+          *reinterpret_cast<const uint32_t*>(block + kFragmentCodeBytes + thread / 4 * 4);
+    }
   }
-  /// This thread's codes of a block, and the scales of its pair of rows: [row][32 columns].
-  __device__ __forceinline__ uint4 codes(const uint8_t* of) const {
-    return *reinterpret_cast<const uint4*>(of + thread * 16);
-  }
-  __device__ __forceinline__ uint32_t scales(const uint8_t* of) const {
-    return *reinterpret_cast<const uint32_t*>(of + kFragmentCodeBytes + thread / 4 * 4);
-  }
-  __device__ __forceinline__ void convert(uint32_t first, uint32_t second, uint32_t scales,
-                                          int step, uint32_t (&a)[4]) const {
-    const auto table = [&](int index) {
-      const uint32_t at_byte = permute_bytes(scales, 0, 0x4440u + static_cast<uint32_t>(index));
-      return *reinterpret_cast<const Fp8Table*>(reinterpret_cast<const uint8_t*>(tables) + at_byte);
-    };
-    convert_fp8(first, table(step), a[0], a[2]);
-    convert_fp8(second, table(2 + step), a[1], a[3]);
+  __device__ __forceinline__ Fp8Table table(uint32_t scales, int index) const {
+    const uint32_t byte = permute_bytes(scales, 0, 0x4440u + static_cast<uint32_t>(index));
+    const uint2 pair = *reinterpret_cast<const uint2*>(tables + byte);
+    return {pair.x, pair.y};
   }
   template <int kHalf>
-  __device__ __forceinline__ void convert_half(const uint4& words, uint32_t scales,
-                                               HalfOperand& a) const {
+  __device__ __forceinline__ void convert_half(const Raw& raw, HalfOperand& a) const {
     if constexpr (Traits::kFp8) {
-      convert(words.x, words.y, scales, 0, a[0]);
-      convert(words.z, words.w, scales, 1, a[1]);
+      const uint4& w = raw.words[kHalf];
+      convert_fp8(w.x, table(raw.scales[kHalf], 0), a[0][0], a[0][2]);
+      convert_fp8(w.y, table(raw.scales[kHalf], 2), a[0][1], a[0][3]);
+      convert_fp8(w.z, table(raw.scales[kHalf], 1), a[1][0], a[1][2]);
+      convert_fp8(w.w, table(raw.scales[kHalf], 3), a[1][1], a[1][3]);
     } else {
-      const uint32_t first = mx_multiplier(scales, kHalf),
-                     second = mx_multiplier(scales, 2 + kHalf);
-      convert_bf16(kHalf == 0 ? words.x : words.z, first, second, a[0]);
-      convert_bf16(kHalf == 0 ? words.y : words.w, first, second, a[1]);
+      const uint4& w = raw.words[0];
+      const uint32_t first = mx_multiplier(raw.scales[0], kHalf);
+      const uint32_t second = mx_multiplier(raw.scales[0], 2 + kHalf);
+      convert_bf16(kHalf == 0 ? w.x : w.z, first, second, a[0]);
+      convert_bf16(kHalf == 0 ? w.y : w.w, first, second, a[1]);
     }
+  }
+  __device__ __forceinline__ uint64_t rows_descriptor() const {
+    return swizzled_128_descriptor(shared_address(ring.rows + at.slot * Traits::kRowStage));
   }
   __device__ __forceinline__ void multiply_half(Sums& d, const HalfOperand& a, uint64_t b,
                                                 bool accumulate) const {
@@ -229,51 +233,68 @@ struct Fp4PrefillConsumer {
     pin(d);
   }
 
-  /// `count` stages from the current one into d, the last of them still in flight at the end. A
-  /// half is converted while the one before it is multiplied; its operand must be free by then,
-  /// which also frees the stage before.
-  __device__ __forceinline__ void accumulate(Sums& d, int count) {
+  /// Sums stay inside the matrix unit. A half is converted while the one before it is multiplied;
+  /// that one's operand is free by then, and so is the stage before.
+  __device__ void accumulate(Sums& sums) {
     HalfOperand low, high;
 #pragma unroll 1
-    for (int k = 0; k < count; ++k) {
+    for (int k = 0; k < p.num_k_blocks; ++k) {
       wait_full();
-      const uint64_t b =
-          swizzled_128_descriptor(shared_address(ring.rows + at.slot * Traits::kRowStage));
-      uint4 words = codes(block(0));
-      uint32_t scale = scales(block(0));
+      const uint64_t b = rows_descriptor();
+      Raw raw;
+      load(raw);
       wgmma_wait<1>();
-      convert_half<0>(words, scale, low);
-      multiply_half(d, low, b, k != 0);
-      if constexpr (Traits::kFp8) {
-        words = codes(block(1));
-        scale = scales(block(1));
-      }
+      convert_half<0>(raw, low);
+      multiply_half(sums, low, b, k != 0);
       wgmma_wait<1>();
-      if (k != 0) release_previous();
-      convert_half<1>(words, scale, high);
-      multiply_half(d, high, b + 4, true);
+      if (k != 0) release(at.slot == 0 ? Traits::kStages - 1 : at.slot - 1);
+      convert_half<1>(raw, high);
+      multiply_half(sums, high, b + 4, true);
       at.advance();
+    }
+    wgmma_wait<0>();
+    pin(sums);
+    release(at.slot == 0 ? Traits::kStages - 1 : at.slot - 1);
+  }
+
+  /// Takes the sums out every kPromoteBlocks k blocks. The next stage's codes are fetched while
+  /// this one is multiplied (5 % at 128 rows); registers allow no more.
+  __device__ void accumulate_promoted(Sums& sums) {
+    Sums part;
+    HalfOperand low, high;
+    Raw raw;
+#pragma unroll
+    for (int i = 0; i < Traits::kTileRows / 2; ++i) sums[i] = 0.0f;
+    wait_full();
+    load(raw);
+    for (int left = p.num_k_blocks; left > 0; left -= Traits::kPromoteBlocks) {
+#pragma unroll 1
+      for (int k = 0; k < Traits::kPromoteBlocks && k < left; ++k) {
+        const uint64_t b = rows_descriptor();
+        const int slot = at.slot;
+        convert_half<0>(raw, low);
+        multiply_half(part, low, b, k != 0);
+        convert_half<1>(raw, high);
+        multiply_half(part, high, b + 4, true);
+        at.advance();
+        if (k + 1 < left) {
+          wait_full();
+          load(raw);
+        }
+        wgmma_wait<0>();
+        pin(part);
+        release(slot);
+      }
+#pragma unroll
+      for (int i = 0; i < Traits::kTileRows / 2; ++i) sums[i] += part[i];
     }
   }
 
   __device__ void run(Sums& sums) {
     if constexpr (Traits::kFp8) {
-      Sums part;
-#pragma unroll
-      for (int i = 0; i < Traits::kTileRows / 2; ++i) sums[i] = 0.0f;
-      for (int left = p.num_k_blocks; left > 0; left -= Traits::kPromoteBlocks) {
-        accumulate(part, min(left, Traits::kPromoteBlocks));
-        wgmma_wait<0>();
-        pin(part);
-        release_previous();
-#pragma unroll
-        for (int i = 0; i < Traits::kTileRows / 2; ++i) sums[i] += part[i];
-      }
+      accumulate_promoted(sums);
     } else {
-      accumulate(sums, p.num_k_blocks);
-      wgmma_wait<0>();
-      pin(sums);
-      release_previous();
+      accumulate(sums);
     }
   }
 };
