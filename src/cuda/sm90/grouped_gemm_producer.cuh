@@ -112,11 +112,7 @@ class TileSource {
  public:
   __device__ TileSource(const GroupedGemmParams& p, const GroupedGemmRing<Traits>& ring,
                         const GroupedTileScheduler& scheduler, int thread)
-      : p_(p),
-        ring_(ring),
-        num_tiles_(scheduler.num_tiles()),
-        thread_(thread),
-        upcoming_(blockIdx.x) {
+      : p_(p), ring_(ring), num_tiles_(scheduler.num_tiles()), thread_(thread), first_(blockIdx.x) {
     at_.parity = 1;  // every slot is free at first
   }
   /// The next tile, or < 0: no more. For all 128 threads together.
@@ -124,8 +120,10 @@ class TileSource {
     __syncwarp();
     if (thread_ == 0) {
       barrier_wait(&ring_.margin_empty[at_.slot], at_.parity);
-      ring_.tiles[at_.slot] = upcoming_ < num_tiles_ ? upcoming_ : -1;
-      upcoming_ = static_cast<int64_t>(gridDim.x) + atomicAdd(p_.tile_counter, 1u);
+      const int64_t tile = int64_t{first_} + counted_;
+      ring_.tiles[at_.slot] = tile < num_tiles_ ? tile : -1;
+      first_ = gridDim.x;
+      counted_ = atomicAdd(p_.tile_counter, 1u);  // used a tile later: its latency does not show
     }
     __syncwarp();
     constexpr int kBarrier = 1;
@@ -143,7 +141,8 @@ class TileSource {
   const GroupedGemmRing<Traits>& ring_;
   int64_t num_tiles_;
   int thread_;
-  int64_t upcoming_;  // of thread 0: asked for a tile ahead
+  // Of thread 0: the next tile is their sum. The first is the CTA's own, the rest are counted.
+  uint32_t first_, counted_ = 0;
   RingPosition<kMargins> at_;
   int slot_ = 0;
 };
