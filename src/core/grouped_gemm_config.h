@@ -30,7 +30,7 @@ inline constexpr int64_t kSm90SharedBytes = 227 * 1024;
 struct GroupedGemmShared {
   int rows = 0, weights = 0;
   int margins = 0;  ///< kMargins times what belongs to a tile's rows and columns
-  int tiles = 0;    ///< and that tile's number
+  int tiles = 0;    ///< and which tile that is
   int full = 0, empty = 0, margin_full = 0, margin_empty = 0;
   int bytes = 0;
 };

@@ -23,17 +23,18 @@ struct GroupedTileScheduler {
   int32_t num_row_blocks = 0;
   int32_t num_columns = 0;
 
-  SWITCHYARD_HOST_DEVICE constexpr int64_t num_tiles() const {
-    return static_cast<int64_t>(num_row_blocks) * num_columns;
+  /// Chunks of a batch have at most a few thousand row blocks: 32 bits are plenty, and a 64-bit
+  /// division would stand between two tiles.
+  SWITCHYARD_HOST_DEVICE constexpr uint32_t num_tiles() const {
+    return static_cast<uint32_t>(num_row_blocks) * static_cast<uint32_t>(num_columns);
   }
-  SWITCHYARD_HOST_DEVICE constexpr GroupedTile tile(int64_t index) const {
-    const int32_t per_band = kBand * num_columns;
-    const auto band = static_cast<int32_t>(index / per_band);
-    const auto inside = static_cast<int32_t>(index % per_band);
-    const int32_t first = band * kBand;
+  SWITCHYARD_HOST_DEVICE constexpr GroupedTile tile(uint32_t index) const {
+    const uint32_t per_band = kBand * static_cast<uint32_t>(num_columns);
+    const auto first = static_cast<int32_t>(index / per_band) * kBand;
+    const uint32_t inside = index % per_band;
     const int32_t left = num_row_blocks - first;
-    const int32_t height = left < kBand ? left : kBand;
-    return {first + inside % height, inside / height};
+    const auto height = static_cast<uint32_t>(left < kBand ? left : kBand);
+    return {first + static_cast<int32_t>(inside % height), static_cast<int32_t>(inside / height)};
   }
 };
 

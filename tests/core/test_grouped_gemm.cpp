@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "core/grouped_gemm_config.h"
+#include "core/grouped_gemm_cost.h"
 #include "core/grouped_tile_scheduler.h"
 
 namespace switchyard {
@@ -19,7 +20,8 @@ TEST(GroupedTileScheduler, VisitsEveryTileOnce) {
       for (const int grid : {1, 2, 7, 132}) {
         std::set<std::pair<int, int>> seen;
         for (int cta = 0; cta < grid; ++cta) {
-          for (int64_t i = cta; i < scheduler.num_tiles(); i += grid) {
+          for (auto i = static_cast<uint32_t>(cta); i < scheduler.num_tiles();
+               i += static_cast<uint32_t>(grid)) {
             const GroupedTile tile = scheduler.tile(i);
             ASSERT_GE(tile.row_block, 0);
             ASSERT_LT(tile.row_block, rows);
@@ -36,9 +38,9 @@ TEST(GroupedTileScheduler, VisitsEveryTileOnce) {
 
 TEST(GroupedTileScheduler, TilesThatRunTogetherShareOperands) {
   const GroupedTileScheduler scheduler{352, 32};  // 32 experts of 11 row blocks
-  for (int64_t first = 0; first + 132 <= scheduler.num_tiles(); first += 132) {
+  for (uint32_t first = 0; first + 132 <= scheduler.num_tiles(); first += 132) {
     std::set<int> rows, columns;
-    for (int64_t i = first; i < first + 132; ++i) {
+    for (uint32_t i = first; i < first + 132; ++i) {
       rows.insert(scheduler.tile(i).row_block);
       columns.insert(scheduler.tile(i).column);
     }
@@ -47,10 +49,11 @@ TEST(GroupedTileScheduler, TilesThatRunTogetherShareOperands) {
   }
 }
 
-TEST(GroupedTileScheduler, CountsBeyondInt32) {
-  const GroupedTileScheduler scheduler{1 << 20, 1 << 13};
-  EXPECT_EQ(scheduler.num_tiles(), int64_t{1} << 33);
-  EXPECT_EQ(scheduler.tile(scheduler.num_tiles() - 1), (GroupedTile{(1 << 20) - 1, (1 << 13) - 1}));
+TEST(GroupedTileScheduler, HoldsTheLargestLayer) {
+  // 2^18 pairs and 4096 experts in units of 64, 2^21 weight rows.
+  const GroupedTileScheduler scheduler{4096 * 2, 1 << 14};
+  EXPECT_EQ(scheduler.num_tiles(), 1u << 27);
+  EXPECT_EQ(scheduler.tile(scheduler.num_tiles() - 1), (GroupedTile{8191, (1 << 14) - 1}));
 }
 
 TEST(GroupedGemmConfig, SharedMemoryRegionsFollowEachOther) {
@@ -81,6 +84,44 @@ TEST(GroupedGemmConfig, SaysWhyNot) {
   EXPECT_NE(why_invalid({.block_m = 128, .block_n = 384, .num_stages = 2}), nullptr);
   EXPECT_NE(why_invalid({.block_m = 128, .block_n = 128, .num_stages = 1}), nullptr);
   EXPECT_NE(why_invalid({.block_m = 192, .block_n = 256, .num_stages = 5}), nullptr);
+}
+
+TEST(GroupedGemmCost, GrowsWithTheWork) {
+  constexpr int kSms = 132;
+  for (const GroupedGemmConfig& c : {kTallTile, kSquareTile, kWideTile}) {
+    double last = 0;
+    for (const double rows : {1.0, 64.0, 65.0, 200.0, 1000.0, 2048.0}) {
+      const GroupedGemmWork work{
+          .experts = 64, .rows_per_expert = rows, .weight_rows = 4096, .row_bytes = 7168};
+      const double clocks = grouped_gemm_clocks(c, work, kSms);
+      EXPECT_GE(clocks, last);
+      last = clocks;
+      GroupedGemmWork harder = work;
+      harder.scales_blocks = true;
+      EXPECT_GE(grouped_gemm_clocks(c, harder, kSms), clocks);
+      harder.gathers = true;
+      EXPECT_GE(grouped_gemm_clocks(c, harder, kSms), clocks);
+      // Never faster than the matrix units: 8192 operations a clock and SM, 8-bit operands.
+      EXPECT_GE(clocks * kSms * 8192, 2.0 * work.experts * rows * 4096 * 7168);
+    }
+    EXPECT_EQ(grouped_gemm_clocks(c, {}, kSms), 0);
+  }
+}
+
+TEST(GroupedGemmCost, FewRowsTakeTheLowTile) {
+  const auto best = [](double rows) {
+    const GroupedGemmWork work{.experts = 256,
+                               .rows_per_expert = rows,
+                               .weight_rows = 7168,
+                               .row_bytes = 2048,
+                               .scales_blocks = true};
+    return grouped_gemm_clocks(kTallTile, work, 132) < grouped_gemm_clocks(kSquareTile, work, 132)
+               ? kTallTile
+               : kSquareTile;
+  };
+  EXPECT_EQ(best(2048), kTallTile);
+  EXPECT_EQ(best(256), kTallTile);  // 192 + 64 rows; every other expert would take three of 128
+  EXPECT_EQ(best(40), kSquareTile);
 }
 
 }  // namespace

@@ -133,13 +133,36 @@ const char* Sm90Experts::why_unsupported(DataType hidden_states, DataType /*outp
   return hidden_states == DataType::kBf16 ? nullptr : "bf16 weights meet bf16 hidden states only";
 }
 
+Sm90Experts::Work Sm90Experts::work_of(int64_t num_tokens, int64_t top_k) const {
+  const double experts = expected_distinct_experts(spec_.num_experts, top_k, num_tokens);
+  const auto work = [&](const Sm90Matrices& m, bool gathers) {
+    return GroupedGemmWork{
+        .experts = experts,
+        .rows_per_expert = static_cast<double>(num_tokens * top_k) / std::max(experts, 1.0),
+        .weight_rows = m.rows.num_rows,
+        .row_bytes = int64_t{m.rows.num_cols} * element_bits(m.rows.rows.format) / 8,
+        .gathers = gathers,
+        .scales_blocks = m.scaling == Scaling::kBlock};
+  };
+  return {work(gate_up_, true), work(down_, false)};
+}
+
 GroupedGemmConfig Sm90Experts::select_config(int64_t num_tokens, int64_t top_k) const {
   if (in_fragment_order(gate_up_.rows)) {
     return select_fp4_prefill_config(
         gate_up_.rows.fragments.order,
         static_cast<double>(num_tokens * top_k) / static_cast<double>(spec_.num_experts));
   }
-  return configs_of(gate_up_.rows.rows.format, gate_up_.scaling).front();
+  const Work work = work_of(num_tokens, top_k);
+  const int num_sms = device_facts(device_).num_sms;
+  const auto clocks = [&](const GroupedGemmConfig& config) {
+    return grouped_gemm_clocks(config, work.gate_up, num_sms) +
+           grouped_gemm_clocks(config, work.down, num_sms);
+  };
+  const std::vector<GroupedGemmConfig> configs =
+      configs_of(gate_up_.rows.rows.format, gate_up_.scaling);
+  return *std::min_element(configs.begin(), configs.end(),
+                           [&](const auto& a, const auto& b) { return clocks(a) < clocks(b); });
 }
 
 Sm90Workspace Sm90Experts::layout(int64_t max_tokens, int64_t top_k) const {
@@ -395,7 +418,7 @@ void Sm90Experts::plan(int64_t num_tokens, int64_t top_k, const MachineLimits& l
   if (is_decode(num_tokens, top_k)) return decode_->plan(num_tokens, top_k, limits, plan);
   const int64_t chunk = chunk_tokens(num_tokens, top_k);
   const GroupedGemmConfig config = select_config(chunk, top_k);
-  const double touched = expected_distinct_experts(spec_.num_experts, top_k, num_tokens);
+  const double touched = expected_distinct_experts(spec_.num_experts, top_k, chunk);
   const auto pairs = static_cast<double>(num_tokens * top_k);
   const auto tokens = static_cast<double>(num_tokens);
   const auto width = static_cast<double>(spec_.expert_width());
@@ -403,7 +426,6 @@ void Sm90Experts::plan(int64_t num_tokens, int64_t top_k, const MachineLimits& l
   const bool rounds = activations_ != ActivationFormat::kNone;
   const Format format = rounds ? activation_storage(activations_).format : Format::kBf16;
   const bool fragments = in_fragment_order(gate_up_.rows);
-  const char* const gemm = fragments ? "sm90_fp4_prefill" : "sm90_grouped_gemm";
   const double code_bytes = element_bits(format) / 8;
   const double rate = format == Format::kBf16   ? limits.bf16_gflops
                       : format == Format::kInt8 ? limits.int8_gops
@@ -423,22 +445,36 @@ void Sm90Experts::plan(int64_t num_tokens, int64_t top_k, const MachineLimits& l
     add("quantize", "quantize", fmt::format("tokens to {}", to_string(activations_)),
         tokens * width * (2 + code_bytes), 0);
   }
-  const std::string tile =
-      fmt::format("{} x {} tiles, {} stages", config.block_m, config.block_n, config.num_stages);
-  const auto weight_bytes = [&](const Sm90Matrices& m) {
-    return touched * static_cast<double>(m.rows.expert_bytes);
+  const Work work = work_of(chunk, top_k);
+  const double chunks = tokens / static_cast<double>(std::max<int64_t>(chunk, 1));
+  const auto add_gemm = [&](const char* step, const Sm90Matrices& m, const GroupedGemmWork& w,
+                            double row_bytes, double flops, const char* rows) {
+    const int num_sms = device_facts(device_).num_sms;
+    const auto us = [&](const GroupedGemmConfig& c) {
+      return grouped_gemm_clocks(c, w, num_sms) * chunks / gemm_cost::kMatrixClock * 1e6;
+    };
+    std::string why =
+        fmt::format("{} x {} tiles, {} stages", config.block_m, config.block_n, config.num_stages);
+    const double bytes = touched * static_cast<double>(m.rows.expert_bytes) * chunks + row_bytes;
+    if (fragments) return add(step, "sm90_fp4_prefill", why + ", " + rows, bytes, flops);
+    why += fmt::format(": {:.0f} us", us(config));
+    for (const GroupedGemmConfig& other : configs_of(m.rows.rows.format, m.scaling)) {
+      if (other == config) continue;
+      why += fmt::format(" (with {} x {}: {:.0f})", other.block_m, other.block_n, us(other));
+    }
+    add(step, "sm90_grouped_gemm", why + "; " + rows, bytes, flops);
+    if (limits.read_gbps <= 0) return;
+    plan.steps.back().predicted_us = std::max(plan.steps.back().predicted_us, us(config));
   };
   const double matrices = spec_.activation.gated() ? 2 : 1;
-  add("gate_up", gemm, tile + ", rows gathered by cp.async",
-      weight_bytes(gate_up_) + tokens * width * code_bytes + pairs * inner * 2,
-      2 * matrices * pairs * width * inner);
+  add_gemm("gate_up", gate_up_, work.gate_up, tokens * width * code_bytes + pairs * inner * 2,
+           2 * matrices * pairs * width * inner, "rows gathered by cp.async");
   if (rounds) {
     add("quantize", "quantize", fmt::format("intermediate to {}", to_string(activations_)),
         pairs * inner * (2 + code_bytes), 0);
   }
-  add("down", gemm, tile + ", rows by the copy engine",
-      weight_bytes(down_) + pairs * inner * code_bytes + pairs * width * 2,
-      2 * pairs * width * inner);
+  add_gemm("down", down_, work.down, pairs * inner * code_bytes + pairs * width * 2,
+           2 * pairs * width * inner, "rows by the copy engine");
   add("combine", "combine", "f32 sum in slot order", pairs * width * 2 + tokens * width * 2,
       2 * pairs * width);
 }

@@ -4,6 +4,7 @@
 #include <optional>
 
 #include "core/activation_format.h"
+#include "core/grouped_gemm_cost.h"
 #include "core/workspace_layout.h"
 #include "cuda/device_buffer.h"
 #include "cuda/sm90/decode_experts.h"
@@ -63,6 +64,12 @@ class Sm90Experts final : public TunedExperts {
     Stream stream;
   };
   Sm90Workspace layout(int64_t max_tokens, int64_t top_k) const;
+  /// Both GEMMs of a chunk, as the cost model sees them.
+  struct Work {
+    GroupedGemmWork gate_up, down;
+  };
+  Work work_of(int64_t num_tokens, int64_t top_k) const;
+  /// The cheapest config; one for both GEMMs, because its height is the sort's unit.
   GroupedGemmConfig select_config(int64_t num_tokens, int64_t top_k) const;
   void prepare(Sm90Matrices& matrices, const PackedMatrices& packed) const;
 

@@ -9,14 +9,13 @@ namespace switchyard::cuda::sm90 {
 
 template <class Traits>
 __device__ void consume_tiles(const GroupedGemmParams& p, const GroupedGemmRing<Traits>& ring,
-                              const GroupedTileScheduler& scheduler, int wave, int thread) {
+                              int wave, int thread) {
   GroupedGemmConsumer<Traits> consumer(p, ring, wave, thread);
   RingPosition<kMargins> margin_at;
   for (;;) {
     barrier_wait(&ring.margin_full[margin_at.slot], margin_at.parity);
-    const int64_t t = ring.tiles[margin_at.slot];
-    if (t < 0) return;
-    const GroupedTile tile = scheduler.tile(t);
+    const GroupedTile tile = ring.tiles[margin_at.slot];
+    if (tile.row_block < 0) return;
     const TileMargin<Traits>& margin = ring.margins[margin_at.slot];
     if (margin.output_row[wave * kGemmWaveRows] < 0) {
       consumer.skip_tile();
@@ -67,17 +66,17 @@ __global__ void __launch_bounds__(Traits::kConfig.num_threads(), 1)
   const int thread = static_cast<int>(threadIdx.x) % 128;
   if (threadIdx.x == 0) ring.init();
   __syncthreads();
-  const GroupedTileScheduler scheduler{p.sorted.num_valid[0] / Traits::kBlockM,
-                                       ceil_div(p.num_weight_rows, Traits::kBlockN)};
   // 64 K registers: three consumers of 152 and a producer of 56, or two of 232 and one of 40. A
   // gathering producer of 32 has one register pair for all addresses: 20 % slower at 192 rows.
   constexpr bool kThree = Traits::kConsumers == 3;
   if (warpgroup == Traits::kConsumers) {
     give_registers<kThree ? 56 : 40>();
+    const GroupedTileScheduler scheduler{p.sorted.num_valid[0] / Traits::kBlockM,
+                                         ceil_div(p.num_weight_rows, Traits::kBlockN)};
     produce_tiles(p, ring, scheduler, thread);
   } else {
     take_registers<kThree ? 152 : 232>();
-    consume_tiles(p, ring, scheduler, warpgroup, thread);
+    consume_tiles(p, ring, warpgroup, thread);
   }
 }
 

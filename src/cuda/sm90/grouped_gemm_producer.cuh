@@ -16,7 +16,7 @@ struct GroupedGemmRing {
   uint8_t* rows;
   uint8_t* weights;
   Margin* margins;
-  int64_t* tiles;
+  GroupedTile* tiles;  ///< row_block < 0: no more
   uint64_t* full;
   uint64_t* empty;
   uint64_t* margin_full;
@@ -26,7 +26,7 @@ struct GroupedGemmRing {
       : rows(shared + Traits::kShared.rows),
         weights(shared + Traits::kShared.weights),
         margins(reinterpret_cast<Margin*>(shared + Traits::kShared.margins)),
-        tiles(reinterpret_cast<int64_t*>(shared + Traits::kShared.tiles)),
+        tiles(reinterpret_cast<GroupedTile*>(shared + Traits::kShared.tiles)),
         full(reinterpret_cast<uint64_t*>(shared + Traits::kShared.full)),
         empty(reinterpret_cast<uint64_t*>(shared + Traits::kShared.empty)),
         margin_full(reinterpret_cast<uint64_t*>(shared + Traits::kShared.margin_full)),
@@ -112,23 +112,24 @@ class TileSource {
  public:
   __device__ TileSource(const GroupedGemmParams& p, const GroupedGemmRing<Traits>& ring,
                         const GroupedTileScheduler& scheduler, int thread)
-      : p_(p), ring_(ring), num_tiles_(scheduler.num_tiles()), thread_(thread), first_(blockIdx.x) {
+      : p_(p), ring_(ring), scheduler_(scheduler), thread_(thread), first_(blockIdx.x) {
     at_.parity = 1;  // every slot is free at first
   }
-  /// The next tile, or < 0: no more. For all 128 threads together.
-  __device__ int64_t next() {
+  /// The next tile; row_block < 0: no more. For all 128 threads together.
+  __device__ GroupedTile next() {
     __syncwarp();
     if (thread_ == 0) {
       barrier_wait(&ring_.margin_empty[at_.slot], at_.parity);
-      const int64_t tile = int64_t{first_} + counted_;
-      ring_.tiles[at_.slot] = tile < num_tiles_ ? tile : -1;
+      const uint32_t tile = first_ + counted_;
+      ring_.tiles[at_.slot] =
+          tile < scheduler_.num_tiles() ? scheduler_.tile(tile) : GroupedTile{-1, 0};
       first_ = gridDim.x;
       counted_ = atomicAdd(p_.tile_counter, 1u);  // used a tile later: its latency does not show
     }
     __syncwarp();
     constexpr int kBarrier = 1;
     named_barrier(kBarrier, 128);
-    const int64_t tile = ring_.tiles[at_.slot];
+    const GroupedTile tile = ring_.tiles[at_.slot];
     slot_ = at_.slot;
     at_.advance();
     return tile;
@@ -139,7 +140,7 @@ class TileSource {
  private:
   const GroupedGemmParams& p_;
   const GroupedGemmRing<Traits>& ring_;
-  int64_t num_tiles_;
+  const GroupedTileScheduler& scheduler_;
   int thread_;
   // Of thread 0: the next tile is their sum. The first is the CTA's own, the rest are counted.
   uint32_t first_, counted_ = 0;
@@ -238,8 +239,7 @@ __device__ void produce_tiles(const GroupedGemmParams& p, const GroupedGemmRing<
   TileSource<Traits> source(p, ring, scheduler, thread);
   RingPosition<Traits::kStages> at;
   at.parity = 1;
-  for (int64_t t = source.next(); t >= 0; t = source.next()) {
-    const GroupedTile tile = scheduler.tile(t);
+  for (GroupedTile tile = source.next(); tile.row_block >= 0; tile = source.next()) {
     const int32_t expert = p.sorted.experts[tile.row_block];
     if constexpr (Traits::kGather) {
       gather_tile(p, ring, tile, expert, source.slot(), thread, at);
