@@ -13,6 +13,7 @@
 #include "cuda/quantize.h"
 #include "cuda/route_sort.h"
 #include "cuda/sm90/fp4_prefill.h"
+#include "cuda/sm90/reencode_rows.h"
 
 namespace switchyard::cuda::sm90 {
 namespace {
@@ -38,6 +39,15 @@ bool aligned_columns(const WeightRows& w) {
   return w.num_cols * element_bits(w.rows.format) / 8 % 16 == 0 && w.num_rows / w.halves % 8 == 0;
 }
 
+bool is_mx(ActivationFormat activations) {
+  return activations == ActivationFormat::kMxfp8 || activations == ActivationFormat::kMxfp4;
+}
+/// What the matrix unit multiplies with the weights.
+Format operand_format(ActivationFormat activations) {
+  if (activations == ActivationFormat::kNone) return Format::kBf16;
+  return is_mx(activations) ? Format::kFp8E4m3 : activation_storage(activations).format;
+}
+
 bool in_fragment_order(const WeightRows& w) {
   return w.fragments.order != FragmentOrder::kRowMajor;
 }
@@ -50,8 +60,10 @@ const char* why_unsupported_fragments(const PackedMatrices& packed, ActivationFo
   switch (activations) {
     case ActivationFormat::kNone:
     case ActivationFormat::kFp8PerTensor:
-    case ActivationFormat::kFp8PerToken: return nullptr;
-    default: return "4-bit weights meet bf16 or one scale per row";
+    case ActivationFormat::kFp8PerToken:
+    case ActivationFormat::kMxfp8:
+    case ActivationFormat::kMxfp4: return nullptr;
+    default: return "4-bit weights meet bf16, MX or one scale per row";
   }
 }
 
@@ -184,12 +196,17 @@ Sm90Workspace Sm90Experts::layout(int64_t max_tokens, int64_t top_k) const {
     const ActivationStorage storage = activation_storage(activations_);
     const auto take = [&](WorkspaceRegion& codes, WorkspaceRegion& scales, int64_t num_rows,
                           int64_t cols) {
-      codes = carver.take(num_rows * padded_row_bytes(storage.format, cols));
+      codes = carver.take(num_rows * padded_row_bytes(operand_format(activations_), cols));
       scales = carver.take(num_rows * scale_cols(storage.scale_block, cols) * 4);
     };
     const bool per_pair = gate_up_.rows.smooth_scales != nullptr;
     take(w.input_codes, w.input_scales, per_pair ? pairs : w.chunk_tokens, width);
     take(w.hidden_codes, w.hidden_scales, rows, inner);
+    if (is_mx(activations_)) {
+      const int64_t cols = std::max(w.chunk_tokens * width, rows * inner);
+      w.mx_codes = carver.take(cols + rows * kRowAlignment);
+      w.mx_scales = carver.take(cols / 32);
+    }
   }
   w.hidden = carver.take(rows * inner * 2);
   w.expert_output = carver.take(pairs * width * 2);
@@ -309,8 +326,32 @@ StoredRows Sm90Experts::quantize_input(const Batch& batch, RowSource& source) co
     job.unit_size = batch.config.block_m;
     job.top_k = batch.sorted.top_k;
   }
+  if (is_mx(activations_)) return quantize_mx(batch, job, batch.tokens);
   quantize(job, batch.stream);
   return coded.rows;
+}
+
+StoredRows Sm90Experts::quantize_mx(const Batch& batch, QuantizeJob job, TokenCount rows) const {
+  ReencodeJob next{.format = job.format,
+                   .codes = batch.layout.mx_codes.in<const uint8_t>(batch.workspace),
+                   .code_row_bytes = job.value_row_bytes,
+                   .scales = batch.layout.mx_scales.in<const uint8_t>(batch.workspace),
+                   .cols = job.cols,
+                   .rows = rows,
+                   .values = static_cast<uint8_t*>(job.values),
+                   .value_row_bytes = padded_row_bytes(Format::kFp8E4m3, job.cols),
+                   .row_scales = static_cast<float*>(job.scales)};
+  job.values = batch.layout.mx_codes.in(batch.workspace);
+  job.scales = batch.layout.mx_scales.in(batch.workspace);
+  job.scale_type = DataType::kF8E8m0;
+  quantize(job, batch.stream);
+  reencode_rows(next, batch.stream);
+  return {.format = Format::kFp8E4m3,
+          .values = next.values,
+          .row_bytes = next.value_row_bytes,
+          .scale_kind = ScaleKind::kF32,
+          .scales = next.row_scales,
+          .num_groups = 1};
 }
 
 void Sm90Experts::multiply(const Batch& batch, const GroupedGemmJob& job) const {
@@ -359,6 +400,9 @@ StoredRows Sm90Experts::quantize_hidden(const Batch& batch) const {
   job.rows_stay_sorted = true;
   job.channel_scale = down_.rows.smooth_scales;
   job.channel_scale_stride = cols;
+  if (is_mx(activations_)) {
+    return quantize_mx(batch, job, {.limit = batch.capacity, .on_device = batch.sorted.num_valid});
+  }
   quantize(job, batch.stream);
   return coded.rows;
 }
@@ -424,7 +468,7 @@ void Sm90Experts::plan(int64_t num_tokens, int64_t top_k, const MachineLimits& l
   const auto width = static_cast<double>(spec_.expert_width());
   const auto inner = static_cast<double>(spec_.intermediate_size);
   const bool rounds = activations_ != ActivationFormat::kNone;
-  const Format format = rounds ? activation_storage(activations_).format : Format::kBf16;
+  const Format format = operand_format(activations_);
   const bool fragments = in_fragment_order(gate_up_.rows);
   const double code_bytes = element_bits(format) / 8;
   const double rate = format == Format::kBf16   ? limits.bf16_gflops

@@ -7,6 +7,7 @@
 #include "core/grouped_gemm_cost.h"
 #include "core/workspace_layout.h"
 #include "cuda/device_buffer.h"
+#include "cuda/quantize.h"
 #include "cuda/sm90/decode_experts.h"
 #include "cuda/sm90/grouped_gemm.h"
 #include "cuda/token_count.h"
@@ -20,6 +21,7 @@ struct Sm90Workspace {
   WorkspaceRegion tile_counters;  // of gate_up and down, zeroed by the sort
   WorkspaceRegion sorted_ids, sorted_weights, sorted_expert_ids, num_valid_ids, sort_scratch;
   WorkspaceRegion input_codes, input_scales;    // of quantised activations
+  WorkspaceRegion mx_codes, mx_scales;          // of MX activations on their way to the codes
   WorkspaceRegion hidden;                       // [sorted rows, I] bf16
   WorkspaceRegion hidden_codes, hidden_scales;  // [sorted rows, ...]
   WorkspaceRegion expert_output;                // [pairs, W] bf16
@@ -83,6 +85,8 @@ class Sm90Experts final : public TunedExperts {
   StoredRows quantize_input(const Batch& batch, RowSource& source) const;
   void gate_up(const Batch& batch, const StoredRows& input, RowSource source) const;
   StoredRows quantize_hidden(const Batch& batch) const;
+  /// Quantises as `job` says and makes MX codes E4M3 ones with a scale per row.
+  StoredRows quantize_mx(const Batch& batch, QuantizeJob job, TokenCount rows) const;
   void down(const Batch& batch, const StoredRows& hidden) const;
   void combine(const Batch& batch) const;
 
