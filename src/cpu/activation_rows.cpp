@@ -30,7 +30,7 @@ RowLayout row_layout(const PanelLayout& weights, bool integer) {
   layout.half_blocks = weights.scale_cols < kBlockCols;
   // What the unsigned codes exceed the signed values by: taken off once per block of activations.
   layout.offset = weights.zero_points                    ? 1
-                  : weights.values == PanelValues::kInt8 ? -128
+                  : weights.values == PanelValues::kInt8 ? kInt8Offset
                   : weights.values == PanelValues::kInt4 ? -8
                                                          : -12;
   layout.scales_offset = cols;

@@ -27,9 +27,18 @@ bool has_f16c() {
   return __get_cpuid(1, &eax, &ebx, &ecx, &edx) != 0 && (ecx & bit_F16C) != 0;
 }
 
+/// AVX-VNNI; compilers gave it a name for __builtin_cpu_supports only later.
+bool has_avx_vnni() {
+  unsigned eax = 0;
+  unsigned ebx = 0;
+  unsigned ecx = 0;
+  unsigned edx = 0;
+  return __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) != 0 && (eax & 1u << 4) != 0;
+}
+
 /// Ascending. The builtin asks CPUID and, for the register state, XGETBV.
-const std::array<Level, 3>& levels() {
-  static const std::array<Level, 3> all = [] {
+const std::array<Level, 4>& levels() {
+  static const std::array<Level, 4> all = [] {
     __builtin_cpu_init();
     const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
                       __builtin_cpu_supports("bmi2") && has_f16c();
@@ -37,9 +46,11 @@ const std::array<Level, 3>& levels() {
                         __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
                         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512cd");
     const bool vnni = avx512 && __builtin_cpu_supports("avx512vnni");
-    return std::array<Level, 3>{Level{"avx2", "AVX2", avx2, &kernels_avx2},
-                                Level{"avx512", "AVX-512", avx512, &kernels_avx512},
-                                Level{"avx512_vnni", "AVX-512 VNNI", vnni, &kernels_avx512_vnni}};
+    return std::array<Level, 4>{
+        Level{"avx2", "AVX2", avx2, &kernels_avx2},
+        Level{"avx2_vnni", "AVX2 VNNI", avx2 && has_avx_vnni(), &kernels_avx2_vnni},
+        Level{"avx512", "AVX-512", avx512, &kernels_avx512},
+        Level{"avx512_vnni", "AVX-512 VNNI", vnni, &kernels_avx512_vnni}};
   }();
   return all;
 }
@@ -69,8 +80,9 @@ const Kernels& select_kernels(const std::string& name) {
     if (level.available && (wish.empty() || wish == level.name)) best = &level;
   }
   if (best == nullptr) {
-    throw Error(ErrorCode::kInvalidArgument,
-                fmt::format("cpu_isa is \"{}\"; expected avx2, avx512 or avx512_vnni", wish));
+    throw Error(
+        ErrorCode::kInvalidArgument,
+        fmt::format("cpu_isa is \"{}\"; expected avx2, avx2_vnni, avx512 or avx512_vnni", wish));
   }
   return best->kernels();
 }

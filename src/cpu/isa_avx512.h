@@ -5,12 +5,7 @@
 #pragma GCC diagnostic ignored "-Wuninitialized"
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 
-#include <immintrin.h>
-
-#include <cstddef>
-#include <cstdint>
-
-#define SWITCHYARD_INLINE static inline __attribute__((always_inline))
+#include "cpu/isa_common.h"
 
 namespace switchyard::cpu {
 namespace {
@@ -21,7 +16,11 @@ struct Avx512 {
   static constexpr const char* kName = "avx512";
   static constexpr int kLanes = 16;
   static constexpr int kTileVectors = 2;
+  static constexpr int kTileVectorsWide = 2;
+  static constexpr int kTileVectorsWords = 2;
   static constexpr int kTileRowsInt = 4;
+  static constexpr int kTileRowsWords = 6;
+  static constexpr bool kSumsInMemory = false;
   static constexpr int kTileRowsFloat = 12;
   static constexpr int kTileRowsScaled = 6;
 
@@ -56,7 +55,6 @@ struct Avx512 {
   SWITCHYARD_INLINE I shift_right(I a) {
     return _mm512_srli_epi32(a, kBits);
   }
-  SWITCHYARD_INLINE I multiply_words(I a, I b) { return _mm512_madd_epi16(a, b); }
   SWITCHYARD_INLINE F as_float(I a) { return _mm512_castsi512_ps(a); }
   SWITCHYARD_INLINE I as_int(F a) { return _mm512_castps_si512(a); }
   SWITCHYARD_INLINE F to_float(I a) { return _mm512_cvtepi32_ps(a); }
@@ -108,43 +106,64 @@ struct Avx512 {
                                -1.5f, -2.0f, -3.0f, -4.0f, -6.0f));
   }
 
-  template <bool kWide>
+  static constexpr bool kWordCorrections = true;
+  SWITCHYARD_INLINE I times_zeros(I zeros, I correction) {
+    return _mm512_mullo_epi16(zeros, correction);
+  }
+
+  struct Words {
+    I even, odd;
+  };
+  /// Bytes less 128 as words: the even ones, the odd ones.
+  SWITCHYARD_INLINE Words words_less_128(I bytes) {
+    const I offset = _mm512_set1_epi16(128);
+    return {_mm512_sub_epi16(_mm512_and_si512(bytes, _mm512_set1_epi16(255)), offset),
+            _mm512_sub_epi16(_mm512_srli_epi16(bytes, 8), offset)};
+  }
+
+  template <IntBytes kBytes>
   struct Dot {
+    static constexpr bool kWide = kBytes == IntBytes::kWide;
+    static constexpr bool kWords = kBytes == IntBytes::kWords;
     struct Acc {
-      I sum, words;
+      I low, high;
     };
-    struct Operand {
-      I even, odd;
+    struct Weight {
+      I low, high;
     };
-    SWITCHYARD_INLINE Operand weight(I bytes) {
+    SWITCHYARD_INLINE Weight weight(I bytes) {
       if (!kWide) return {bytes, bytes};
-      return {_mm512_and_si512(bytes, _mm512_set1_epi16(0xff)), _mm512_srli_epi16(bytes, 8)};
+      const I nibble = _mm512_set1_epi8(15);
+      return {_mm512_and_si512(bytes, nibble),
+              _mm512_and_si512(_mm512_srli_epi16(bytes, 4), nibble)};
     }
-    SWITCHYARD_INLINE Operand activation(const int8_t* four) {
+    SWITCHYARD_INLINE I activation(const int8_t* four) {
       int32_t dword;
       __builtin_memcpy(&dword, four, 4);
-      const I bytes = _mm512_set1_epi32(dword);
-      if (!kWide) return {bytes, bytes};
-      return {_mm512_srai_epi16(_mm512_slli_epi16(bytes, 8), 8), _mm512_srai_epi16(bytes, 8)};
+      return _mm512_set1_epi32(dword);
     }
-    SWITCHYARD_INLINE Acc start(I init) { return {init, _mm512_setzero_si512()}; }
-    SWITCHYARD_INLINE void step(Acc& acc, const Operand& w, const Operand& a) {
-      if (kWide) {
-        acc.sum = _mm512_add_epi32(acc.sum, _mm512_madd_epi16(w.even, a.even));
-        acc.sum = _mm512_add_epi32(acc.sum, _mm512_madd_epi16(w.odd, a.odd));
-      } else {
-        acc.words = _mm512_add_epi16(acc.words, _mm512_maddubs_epi16(w.even, a.even));
+    SWITCHYARD_INLINE Acc start(I correction) {
+      const I zero = _mm512_setzero_si512();
+      return {kBytes == IntBytes::kNarrow ? correction : zero, kWide ? correction : zero};
+    }
+    SWITCHYARD_INLINE void step(Acc& acc, const Weight& w, I a) {
+      if (kWords) {
+        acc.low = keep(_mm512_add_epi32(acc.low, _mm512_madd_epi16(w.low, a)));
+        return;
       }
+      acc.low = keep(_mm512_add_epi16(acc.low, _mm512_maddubs_epi16(w.low, a)));
+      if (kWide) acc.high = keep(_mm512_add_epi16(acc.high, _mm512_maddubs_epi16(w.high, a)));
     }
-    SWITCHYARD_INLINE void fold(Acc& acc) {
-      if (kWide) return;
-      acc.sum = _mm512_add_epi32(acc.sum, _mm512_madd_epi16(acc.words, _mm512_set1_epi16(1)));
-      acc.words = _mm512_setzero_si512();
+    /// g++ would gather the sums of a block at its end and spill the products meanwhile.
+    SWITCHYARD_INLINE I keep(I sum) {
+      asm("" : "+v"(sum));
+      return sum;
     }
-    SWITCHYARD_INLINE I result(const Acc& acc) { return acc.sum; }
-    /// The compiler forgets what it knows of x.
-    SWITCHYARD_INLINE void keep_in_register(Operand& x) {
-      asm volatile("" : "+v"(x.even), "+v"(x.odd));
+    SWITCHYARD_INLINE I result(const Acc& acc) {
+      if (kWords) return acc.low;
+      const I low = _mm512_madd_epi16(acc.low, _mm512_set1_epi16(1));
+      if (!kWide) return low;
+      return _mm512_add_epi32(low, _mm512_madd_epi16(acc.high, _mm512_set1_epi16(16)));
     }
   };
 };

@@ -11,6 +11,9 @@
 
 namespace switchyard::cpu {
 
+/// What packed int8 weights exceed the signed values by.
+inline constexpr int32_t kInt8Offset = -128;
+
 /// Columns are worked off in slabs, so that a decoded slab and its rows stay in the caches.
 inline constexpr int kSlabBlocks = 32;
 
@@ -20,7 +23,9 @@ struct RowLayout {
   bool integer = false;
   bool half_blocks = false;  ///< corrections per 16 columns: weight scales are per 16
   int32_t num_blocks = 0;
-  int32_t offset = 0;  ///< correction = offset * sum of the block's integers
+  /// correction = offset * sum of the block's integers; where the kernels sum in words, of those at
+  /// positions 0 and 1 of each four in its low word and of the rest in its high one.
+  int32_t offset = 0;
   int64_t scales_offset = 0;
   int64_t corrections_offset = 0;
   int64_t row_bytes = 0;
@@ -101,6 +106,7 @@ struct Kernels {
 inline constexpr int kPeakChains = 12;
 
 const Kernels& kernels_avx2();
+const Kernels& kernels_avx2_vnni();
 const Kernels& kernels_avx512();
 const Kernels& kernels_avx512_vnni();
 

@@ -83,27 +83,37 @@ struct Prefetch {
 alignas(16) constexpr uint8_t kFp4Unsigned[16] = {12, 13, 14, 15, 16, 18, 20, 24,
                                                   12, 11, 10, 9,  8,  6,  4,  0};
 
-/// Weight vectors of one block for the integer path. kWide: bytes above 24.
-template <class Isa, PanelValues kValues, bool kWideBytes>
+/// Weight vectors of one block for the integer path. A step is four columns of each row; two where
+/// they are words, first the even and then the odd ones of each four.
+template <class Isa, PanelValues kValues, IntBytes kBytes>
 struct IntBlock {
   static constexpr bool kNibbles = kValues != PanelValues::kInt8;
-  static constexpr bool kWide = !kNibbles && kWideBytes;
-  using Dot = typename Isa::template Dot<kWide>;
+  static constexpr bool kWords = kBytes == IntBytes::kWords;
+  static constexpr int kSteps = kWords ? 16 : 8;
+  static constexpr int kRowBytes = kSteps * 4;  // of a block of a row of activations
+  static constexpr int64_t kBlockBytes = kPanelRows * kRowBytes / (kNibbles ? 2 : 1);
+  using Dot = typename Isa::template Dot<kBytes>;
   using I = typename Isa::I;
 
-  /// The four columns [4 * quad, ...) of vector vec.
-  SWITCHYARD_INLINE I load(const uint8_t* block, int vec, int quad) {
+  SWITCHYARD_INLINE const uint8_t* address(const uint8_t* block, int vec, int step) {
+    return unit_address<Isa, PanelValues::kInt8>(block, vec, step);
+  }
+  /// The columns of one step of vector vec, as stored in kInt8.
+  SWITCHYARD_INLINE I bytes(const uint8_t* block, int vec, int step) {
     if constexpr (kNibbles) {
-      I codes = Isa::load_int(unit_address<Isa, kValues>(block, vec, quad % 4));
-      if (quad >= 4) codes = Isa::template shift_right<4>(codes);
+      I codes = Isa::load_int(address(block, vec, step % 4));
+      if (step >= 4) codes = Isa::template shift_right<4>(codes);
       codes = Isa::bit_and(codes, Isa::set_int(0x0f0f0f0f));
       if constexpr (kValues == PanelValues::kFp4) {
         codes = Isa::look_up_bytes(Isa::table_bytes(kFp4Unsigned), codes);
       }
       return codes;
     } else {
-      return Isa::load_int(unit_address<Isa, kValues>(block, vec, quad));
+      return Isa::load_int(address(block, vec, step));
     }
+  }
+  SWITCHYARD_INLINE auto load(const uint8_t* block, int vec, int step) {
+    return Dot::weight(bytes(block, vec, step));
   }
 };
 
@@ -114,27 +124,41 @@ struct IntRowPointers {
 };
 
 /// acc += scale * row_scale * (exact dot product) for each block, or half block.
-template <class Isa, PanelValues kValues, bool kWideBytes, bool kHalf, bool kZeros, int kVecs,
+template <class Isa, PanelValues kValues, IntBytes kBytes, bool kHalf, bool kZeros, int kVecs,
           int kRows>
-static void int_tile(const Slab& slab, const IntRowPointers* rows, int first_vec, bool fresh,
-                     float* const* out) {
-  using Block = IntBlock<Isa, kValues, kWideBytes>;
+[[gnu::noinline]] static void int_tile(const Slab& slab, const IntRowPointers* rows, int first_vec,
+                                       bool fresh, float* const* out) {
+  using Block = IntBlock<Isa, kValues, kBytes>;
   using Dot = typename Block::Dot;
   using F = typename Isa::F;
   constexpr int kParts = kHalf ? 2 : 1;
-  constexpr int kQuads = 8 / kParts;
-  constexpr int kBlockBytes = kPanelRows * kBlockCols / (Block::kNibbles ? 2 : 1);
+  constexpr int kSteps = Block::kSteps / kParts;
 
+  // A tile of one row has registers to spare.
+  constexpr bool kInMemory = Isa::kSumsInMemory && kRows > 1;
   F acc[kRows][kVecs];
+  const auto load_sums = [&](bool zeros) {
 #pragma GCC unroll 16
-  for (int r = 0; r < kRows; ++r) {
+    for (int r = 0; r < kRows; ++r) {
 #pragma GCC unroll 4
-    for (int v = 0; v < kVecs; ++v) {
-      acc[r][v] = fresh ? Isa::zero() : Isa::load(out[r] + (first_vec + v) * Isa::kLanes);
+      for (int v = 0; v < kVecs; ++v) {
+        acc[r][v] = zeros ? Isa::zero() : Isa::load(out[r] + (first_vec + v) * Isa::kLanes);
+      }
     }
-  }
+  };
+  const auto store_sums = [&] {
+#pragma GCC unroll 16
+    for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 4
+      for (int v = 0; v < kVecs; ++v) {
+        Isa::store(out[r] + (first_vec + v) * Isa::kLanes, acc[r][v]);
+      }
+    }
+  };
+  load_sums(fresh);
+  if (kInMemory) store_sums();
   for (int b = 0; b < slab.num_blocks; ++b) {
-    const uint8_t* block = slab.values + int64_t{b} * kBlockBytes;
+    const uint8_t* block = Block::address(slab.values, first_vec, 0) + b * Block::kBlockBytes;
     const auto prefetch = Prefetch<kValues>::of(slab, b, first_vec == 0);
 #pragma GCC unroll 2
     for (int part = 0; part < kParts; ++part) {
@@ -147,34 +171,29 @@ static void int_tile(const Slab& slab, const IntRowPointers* rows, int first_vec
           if constexpr (kZeros) {
             const auto zeros =
                 Isa::load_int(slab.zeros + b * kPanelRows + (first_vec + v) * Isa::kLanes);
-            sum[r][v] = Dot::start(Isa::multiply_words(zeros, correction));
+            sum[r][v] = Dot::start(Isa::times_zeros(zeros, correction));
           } else {
             sum[r][v] = Dot::start(correction);
           }
         }
       }
-#pragma GCC unroll 8
-      for (int q = 0; q < kQuads; ++q) {
+#pragma GCC unroll 16
+      for (int i = 0; i < kSteps; ++i) {
         // Low and high nibbles of one load follow each other.
-        const int quad = kHalf || !Block::kNibbles ? part * kQuads + q : q / 2 + q % 2 * 4;
-        if (q % 2 == 0) Prefetch<kValues>::step(prefetch, part * (kQuads / 2) + q / 2, 4);
-        typename Dot::Operand weights[kVecs];
+        const int step = kHalf || !Block::kNibbles ? part * kSteps + i : i / 2 + i % 2 * 4;
+        if (i % (kSteps / 4 * kParts) == 0) {
+          Prefetch<kValues>::step(prefetch, (part * kSteps + i) * 4 / Block::kSteps, 4);
+        }
+        decltype(Block::load(block, 0, 0)) weights[kVecs];
 #pragma GCC unroll 4
         for (int v = 0; v < kVecs; ++v) {
-          weights[v] = Dot::weight(Block::load(block, first_vec + v, quad));
+          weights[v] = Block::load(block, v, step);
         }
 #pragma GCC unroll 16
         for (int r = 0; r < kRows; ++r) {
-          const auto activation = Dot::activation(rows[r].values + b * kBlockCols + quad * 4);
+          const auto activation = Dot::activation(rows[r].values + b * Block::kRowBytes + step * 4);
 #pragma GCC unroll 4
           for (int v = 0; v < kVecs; ++v) Dot::step(sum[r][v], weights[v], activation);
-        }
-        if (q % 4 == 3) {
-#pragma GCC unroll 16
-          for (int r = 0; r < kRows; ++r) {
-#pragma GCC unroll 4
-            for (int v = 0; v < kVecs; ++v) Dot::fold(sum[r][v]);
-          }
         }
       }
       F scales[kVecs];
@@ -188,17 +207,36 @@ static void int_tile(const Slab& slab, const IntRowPointers* rows, int first_vec
         const F row_scale = Isa::set(rows[r].scales[b]);
 #pragma GCC unroll 4
         for (int v = 0; v < kVecs; ++v) {
+          float* memory = out[r] + (first_vec + v) * Isa::kLanes;
+          if (kInMemory) acc[r][v] = Isa::load(memory);
           acc[r][v] = Isa::fma(Isa::to_float(Dot::result(sum[r][v])),
                                Isa::mul(scales[v], row_scale), acc[r][v]);
+          if (kInMemory) Isa::store(memory, acc[r][v]);
         }
       }
     }
   }
-#pragma GCC unroll 16
-  for (int r = 0; r < kRows; ++r) {
+  if (!kInMemory) store_sums();
+}
+
+/// int8 blocks to signed words.
+template <class Isa>
+static void widen_weights(const Slab& slab, uint8_t* out) {
+  using Bytes = IntBlock<Isa, PanelValues::kInt8, IntBytes::kWide>;
+  using Words = IntBlock<Isa, PanelValues::kInt8, IntBytes::kWords>;
+  for (int b = 0; b < slab.num_blocks; ++b, out += Words::kBlockBytes) {
+    const uint8_t* block = slab.values + b * Bytes::kBlockBytes;
+    const auto prefetch = Prefetch<PanelValues::kInt8>::of(slab, b, true);
+#pragma GCC unroll 8
+    for (int quad = 0; quad < 8; ++quad) {
+      if (quad % 2 == 0) Prefetch<PanelValues::kInt8>::step(prefetch, quad / 2, 4);
 #pragma GCC unroll 4
-    for (int v = 0; v < kVecs; ++v) {
-      Isa::store(out[r] + (first_vec + v) * Isa::kLanes, acc[r][v]);
+      for (int v = 0; v < kPanelRows / Isa::kLanes; ++v) {
+        const auto words = Isa::words_less_128(Bytes::bytes(block, v, quad));
+        const int64_t at = Bytes::address(block, v, quad) - block;
+        Isa::store_int(out + at, words.even);
+        Isa::store_int(out + Bytes::kBlockBytes + at, words.odd);
+      }
     }
   }
 }
@@ -206,9 +244,9 @@ static void int_tile(const Slab& slab, const IntRowPointers* rows, int first_vec
 /// 4-bit blocks to the bytes that IntBlock would load, in the layout of kInt8.
 template <class Isa, PanelValues kValues>
 static void decode_bytes(const Slab& slab, uint8_t* out) {
-  using Block = IntBlock<Isa, kValues, false>;
+  using Block = IntBlock<Isa, kValues, IntBytes::kNarrow>;
   for (int b = 0; b < slab.num_blocks; ++b) {
-    const uint8_t* block = slab.values + b * (kPanelRows * kBlockCols / 2);
+    const uint8_t* block = slab.values + b * Block::kBlockBytes;
     const auto prefetch = Prefetch<kValues>::of(slab, b, true);
 #pragma GCC unroll 8
     for (int quad = 0; quad < 8; ++quad) {
@@ -216,7 +254,7 @@ static void decode_bytes(const Slab& slab, uint8_t* out) {
 #pragma GCC unroll 4
       for (int v = 0; v < kPanelRows / Isa::kLanes; ++v) {
         uint8_t* to = out + (unit_address<Isa, PanelValues::kInt8>(block, v, quad) - block);
-        Isa::store_int(to, Block::load(block, v, quad));
+        Isa::store_int(to, Block::bytes(block, v, quad));
       }
     }
     out += kPanelRows * kBlockCols;
@@ -225,15 +263,14 @@ static void decode_bytes(const Slab& slab, uint8_t* out) {
 
 // ---- Float path ----
 
-/// Vector vec of kColumns decoded columns, unscaled; int4 and int8 less their zero point. Exact.
+/// Vector vec of kColumns decoded columns, unscaled; int4 and int8 less their zero points. Exact.
 template <class Isa, PanelValues kValues>
-SWITCHYARD_INLINE void load_weights(const Slab& slab, const uint8_t* block, int b, int vec,
-                                    int load, typename Isa::F* out) {
+SWITCHYARD_INLINE void load_weights(const uint8_t* block, const int32_t* zeros, int vec, int load,
+                                    typename Isa::F* out) {
   constexpr int kColumns = columns_per_load(kValues);
   load_columns<Isa, kValues>(block, vec, load, out);
   if constexpr (kValues == PanelValues::kInt4 || kValues == PanelValues::kInt8) {
-    const typename Isa::F zero =
-        Isa::to_float(Isa::load_int(slab.zeros + b * kPanelRows + vec * Isa::kLanes));
+    const typename Isa::F zero = Isa::to_float(Isa::load_int(zeros + vec * Isa::kLanes));
 #pragma GCC unroll 4
     for (int c = 0; c < kColumns; ++c) out[c] = Isa::sub(out[c], zero);
   }
@@ -242,8 +279,8 @@ SWITCHYARD_INLINE void load_weights(const Slab& slab, const uint8_t* block, int 
 /// acc += weights * x column by column; where there are scales, each scale's columns (32 at most)
 /// form a chain of their own, and acc += scale * chain.
 template <class Isa, PanelValues kValues, bool kScaled, int kVecs, int kRows>
-static void float_tile(const Slab& slab, const float* const* rows, int first_vec, bool fresh,
-                       float* const* out) {
+[[gnu::noinline]] static void float_tile(const Slab& slab, const float* const* rows, int first_vec,
+                                         bool fresh, float* const* out) {
   using F = typename Isa::F;
   constexpr int kColumns = columns_per_load(kValues);
   constexpr int kLoads = kBlockCols / kColumns;
@@ -263,10 +300,11 @@ static void float_tile(const Slab& slab, const float* const* rows, int first_vec
     for (int i = 0; i < kLoads / 2; ++i) {
       const int load = kHalf * kLoads / 2 + i;
       Prefetch<kValues>::step(prefetch, load, kLoads);
+      const int32_t* zeros = slab.zeros + b * kPanelRows + first_vec * Isa::kLanes;
       F weights[kVecs][kColumns];
 #pragma GCC unroll 4
       for (int v = 0; v < kVecs; ++v) {
-        load_weights<Isa, kValues>(slab, block, b, first_vec + v, load, weights[v]);
+        load_weights<Isa, kValues>(block, zeros, v, load, weights[v]);
       }
 #pragma GCC unroll 4
       for (int c = 0; c < kColumns; ++c) {
@@ -297,7 +335,8 @@ static void float_tile(const Slab& slab, const float* const* rows, int first_vec
   };
   const float* scales = slab.scales;
   for (int b = 0; b < slab.num_blocks; ++b) {
-    const uint8_t* block = slab.values + int64_t{b} * values_block_bytes(kValues);
+    const uint8_t* block = unit_address<Isa, kValues>(slab.values, first_vec, 0) +
+                           int64_t{b} * values_block_bytes(kValues);
     const auto prefetch = Prefetch<kValues>::of(slab, b, first_vec == 0);
     if constexpr (!kScaled) {
       add_half(Count<0>{}, block, b, prefetch, acc);
@@ -336,7 +375,7 @@ static void decode_floats(const Slab& slab, uint8_t* out) {
       Prefetch<kValues>::step(prefetch, load, kBlockCols / kColumns);
       for (int v = 0; v < kPanelRows / Isa::kLanes; ++v) {
         typename Isa::F weights[kColumns];
-        load_weights<Isa, kValues>(slab, block, b, v, load, weights);
+        load_weights<Isa, kValues>(block, slab.zeros + b * kPanelRows, v, load, weights);
 #pragma GCC unroll 4
         for (int c = 0; c < kColumns; ++c) {
           const uint8_t* at = unit_address<Isa, PanelValues::kF32>(out, v, load * kColumns + c);
@@ -371,40 +410,40 @@ SWITCHYARD_INLINE int tile_rows(int left, int most) {
   return (left + tiles - 1) / tiles;
 }
 
-/// All vectors of a panel for `count` rows; a single row takes all vectors at once, in one stream.
-template <class Isa, class Tile>
-SWITCHYARD_INLINE void for_vectors(const Tile& tile) {
-  constexpr int kPanelVectors = kPanelRows / Isa::kLanes;
-  for (int vec = 0; vec < kPanelVectors; vec += Isa::kTileVectors) tile(vec);
-}
-
-template <class Isa, PanelValues kValues, bool kWideBytes, bool kHalf, bool kZeros>
+template <class Isa, PanelValues kValues, IntBytes kBytes, bool kHalf, bool kZeros>
 static void int_rows(const MultiplyJob& job, const Slab& slab, bool fresh) {
-  constexpr int kPanelVectors = kPanelRows / Isa::kLanes;
+  constexpr bool kWords = kBytes == IntBytes::kWords;
+  constexpr int kTileRows = kWords ? Isa::kTileRowsWords : Isa::kTileRowsInt;
+  constexpr int kTileVectors = kWords                      ? Isa::kTileVectorsWords
+                               : kBytes == IntBytes::kWide ? Isa::kTileVectorsWide
+                                                           : Isa::kTileVectors;
+  alignas(64) int8_t words[kWords ? kTileRows : 1][kSlabBlocks * kBlockCols * 2];
   for (int begin = 0, count; begin < job.num_rows; begin += count) {
-    count = tile_rows(job.num_rows - begin, Isa::kTileRowsInt);
-    IntRowPointers rows[Isa::kTileRowsInt];
-    float* out[Isa::kTileRowsInt];
+    count = tile_rows(job.num_rows - begin, kTileRows);
+    IntRowPointers rows[kTileRows];
+    float* out[kTileRows];
     for (int r = 0; r < count; ++r) {
       const uint8_t* row = row_at(job, begin + r);
       const int64_t block = slab.first_block;
       rows[r].values = reinterpret_cast<const int8_t*>(row) + block * kBlockCols;
+      if constexpr (kWords) {
+        for (int b = 0; b < slab.num_blocks; ++b) {
+          widen_block(rows[r].values + b * kBlockCols, words[r] + b * kBlockCols * 2);
+        }
+        rows[r].values = words[r];
+      }
       rows[r].scales = reinterpret_cast<const float*>(row + job.row_layout->scales_offset) + block;
       rows[r].corrections =
           reinterpret_cast<const int32_t*>(row + job.row_layout->corrections_offset) +
           block * (kHalf ? 2 : 1);
       out[r] = job.out + int64_t{begin + r} * kPanelRows;
     }
-    with_count<Isa::kTileRowsInt>(count, [&](auto n) {
+    with_count<kTileRows>(count, [&](auto n) {
       constexpr int kRows = decltype(n)::value;
-      if constexpr (kRows == 1) {
-        int_tile<Isa, kValues, kWideBytes, kHalf, kZeros, kPanelVectors, 1>(slab, rows, 0, fresh,
-                                                                            out);
-      } else {
-        for_vectors<Isa>([&](int vec) {
-          int_tile<Isa, kValues, kWideBytes, kHalf, kZeros, Isa::kTileVectors, kRows>(
-              slab, rows, vec, fresh, out);
-        });
+      // A single row takes all vectors at once, in one stream.
+      constexpr int kVecs = kRows == 1 ? kPanelRows / Isa::kLanes : kTileVectors;
+      for (int vec = 0; vec < kPanelRows / Isa::kLanes; vec += kVecs) {
+        int_tile<Isa, kValues, kBytes, kHalf, kZeros, kVecs, kRows>(slab, rows, vec, fresh, out);
       }
     });
   }
@@ -412,7 +451,6 @@ static void int_rows(const MultiplyJob& job, const Slab& slab, bool fresh) {
 
 template <class Isa, PanelValues kValues, bool kScaled, int kTileRows>
 static void float_rows(const MultiplyJob& job, const Slab& slab, bool fresh) {
-  constexpr int kPanelVectors = kPanelRows / Isa::kLanes;
   for (int begin = 0, count; begin < job.num_rows; begin += count) {
     count = tile_rows(job.num_rows - begin, kTileRows);
     const float* rows[kTileRows];
@@ -424,12 +462,9 @@ static void float_rows(const MultiplyJob& job, const Slab& slab, bool fresh) {
     }
     with_count<kTileRows>(count, [&](auto n) {
       constexpr int kRows = decltype(n)::value;
-      if constexpr (kRows == 1) {
-        float_tile<Isa, kValues, kScaled, kPanelVectors, 1>(slab, rows, 0, fresh, out);
-      } else {
-        for_vectors<Isa>([&](int vec) {
-          float_tile<Isa, kValues, kScaled, Isa::kTileVectors, kRows>(slab, rows, vec, fresh, out);
-        });
+      constexpr int kVecs = kRows == 1 ? kPanelRows / Isa::kLanes : Isa::kTileVectors;
+      for (int vec = 0; vec < kPanelRows / Isa::kLanes; vec += kVecs) {
+        float_tile<Isa, kValues, kScaled, kVecs, kRows>(slab, rows, vec, fresh, out);
       }
     });
   }
@@ -441,15 +476,23 @@ constexpr int kMaxDirectTiles = 3;
 
 template <class Isa, PanelValues kValues, bool kHalf, bool kZeros>
 static void int_slab(const MultiplyJob& job, Slab slab, bool fresh) {
-  if constexpr (kValues == PanelValues::kInt8) {
-    int_rows<Isa, kValues, true, kHalf, kZeros>(job, slab, fresh);
-  } else if (job.num_rows <= kMaxDirectTiles * Isa::kTileRowsInt) {
-    int_rows<Isa, kValues, false, kHalf, kZeros>(job, slab, fresh);
-  } else {
-    decode_bytes<Isa, kValues>(slab, job.scratch->decoded);
+  using enum IntBytes;
+  constexpr bool kInt8 = kValues == PanelValues::kInt8;
+  constexpr int kDirectTiles = kInt8 ? 1 : kMaxDirectTiles;
+  // VPDPBUSD takes int8 weights as they are.
+  constexpr bool kDecodes = !kInt8 || Isa::kWordCorrections;
+  if (!kDecodes || job.num_rows <= kDirectTiles * Isa::kTileRowsInt) {
+    return int_rows < Isa, kValues, kInt8 ? kWide : kNarrow, kHalf, kZeros > (job, slab, fresh);
+  }
+  if constexpr (kDecodes) {
+    if constexpr (kInt8) {
+      widen_weights<Isa>(slab, job.scratch->decoded);
+    } else {
+      decode_bytes<Isa, kValues>(slab, job.scratch->decoded);
+    }
     slab.values = job.scratch->decoded;
     slab.ahead = nullptr;
-    int_rows<Isa, PanelValues::kInt8, false, kHalf, kZeros>(job, slab, fresh);
+    int_rows<Isa, PanelValues::kInt8, kInt8 ? kWords : kNarrow, kHalf, kZeros>(job, slab, fresh);
   }
 }
 

@@ -11,10 +11,8 @@ namespace {
 /// block.
 template <class Isa, PanelValues kValues>
 SWITCHYARD_INLINE const uint8_t* unit_address(const uint8_t* block, int vec, int unit) {
-  constexpr bool kWords = kValues == PanelValues::kFp8E4m3 || kValues == PanelValues::kFp8E5m2 ||
-                          kValues == PanelValues::kF16;
-  constexpr int kUnitBytes = kWords ? 2 : 4;
-  return block + (unit * kPanelRows + vec * Isa::kLanes) * kUnitBytes;
+  constexpr int64_t kUnitBytes = interleaves_words(kValues) ? 2 : 4;
+  return block + (int64_t{unit} * kPanelRows + int64_t{vec} * Isa::kLanes) * kUnitBytes;
 }
 
 /// Columns that one load_columns delivers.
@@ -151,7 +149,7 @@ static void expand_scales(const PanelLayout& layout, const uint8_t* panel, int f
 }
 
 /// Zero points of blocks [first, first + count): z, or where `negated` the word -z in each dword's
-/// lower half. `absent` where the matrix stores none.
+/// lower half, or both where corrections are words. `absent` where the matrix stores none.
 template <class Isa>
 static void expand_zeros(const PanelLayout& layout, const uint8_t* panel, int first, int count,
                          int absent, bool negated, int32_t* out) {
@@ -160,7 +158,8 @@ static void expand_zeros(const PanelLayout& layout, const uint8_t* panel, int fi
     const uint8_t* stored = panel + layout.zeros_offset + index * kPanelRows;
     for (int row = 0; row < kPanelRows; ++row) {
       const int zero = layout.zero_points ? stored[row] : absent;
-      *out++ = negated ? -zero & 0xffff : zero;
+      const int word = -zero & 0xffff;
+      *out++ = !negated ? zero : Isa::kWordCorrections ? word | -zero << 16 : word;
     }
   }
 }

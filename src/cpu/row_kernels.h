@@ -221,6 +221,16 @@ static void store_row(const float* input, int64_t count, DataType type, void* ou
 
 // ---- Quantisation ----
 
+/// What RowLayout calls a correction, from the sums of its integers.
+template <class Isa>
+SWITCHYARD_INLINE int32_t correction(int offset, int first, int second) {
+  if (!Isa::kWordCorrections) return offset * (first + second);
+  // Wide bytes are split in nibbles, of which the upper one carries the offset.
+  if (offset == kInt8Offset) offset /= 16;
+  return (offset * first & 0xffff) |
+         static_cast<int32_t>(static_cast<uint32_t>(offset * second) << 16);
+}
+
 /// core/block_quantize.h for kInt8 in vectors: scale = amax / 127, int8 = round(x / scale). The
 /// maximum is taken over the bits, so that NaN and infinity win: such a block gets a NaN scale and
 /// zero codes.
@@ -247,15 +257,18 @@ static void quantize_blocks(const float* input, const RowLayout& layout, int32_t
     if (scale < 0x1p-126f) scale = amax < 0x1p-126f ? 1.0f : 0x1p-126f;
     const typename Isa::F inverse = Isa::set(1.0f / scale);
     scales[b] = finite ? scale : __builtin_nanf("");
-    int32_t sums[2] = {0, 0};
     for (int i = 0; i < kBlockCols; i += Isa::kLanes) {
       I q = Isa::to_int(Isa::mul(Isa::load(input + i), inverse));
       if (!finite) q = Isa::set_int(0);
       Isa::store_bytes(values + i, q);
-      sums[parts * i / kBlockCols] += Isa::reduce_add(q);
     }
-    for (int part = 0; part < parts; ++part) {
-      corrections[b * parts + part] = layout.offset * sums[part];
+    const ByteSums first = sum_bytes(values), second = sum_bytes(values + kBlockCols / 2);
+    if (layout.half_blocks) {
+      corrections[2 * b] = correction<Isa>(layout.offset, first.first, first.second);
+      corrections[2 * b + 1] = correction<Isa>(layout.offset, second.first, second.second);
+    } else {
+      corrections[b] =
+          correction<Isa>(layout.offset, first.first + second.first, first.second + second.second);
     }
   }
 }
@@ -333,7 +346,7 @@ static float f32_fma(int64_t iterations) {
 
 template <class Isa>
 static int32_t int8_dot(int64_t iterations) {
-  using Dot = typename Isa::template Dot<false>;
+  using Dot = typename Isa::template Dot<IntBytes::kNarrow>;
   constexpr int kRepeats = 16 / Isa::kLanes;
   constexpr int8_t kFour[4] = {1, 2, 3, 4};
   typename Dot::Acc sums[kPeakChains];
@@ -342,13 +355,9 @@ static int32_t int8_dot(int64_t iterations) {
   for (int64_t n = 0; n < iterations * kRepeats; ++n) {
 #pragma GCC unroll 12
     for (int i = 0; i < kPeakChains; ++i) {
-      Dot::step(sums[i], x, x);
+      Dot::step(sums[i], Dot::weight(x), x);
     }
-    if (n % 4 == 3) {
-#pragma GCC unroll 12
-      for (int i = 0; i < kPeakChains; ++i) Dot::fold(sums[i]);
-    }
-    Dot::keep_in_register(x);
+    asm volatile("" : "+v"(x));
   }
   uint32_t sum = 0;  // wraps; only there to be used
   for (int i = 0; i < kPeakChains; ++i) {
