@@ -22,7 +22,7 @@ struct Case {
   PanelValues values;
   PanelScales scales;
   int scale_cols;
-  bool integer;
+  RowValues rows;
 };
 
 constexpr int64_t kCols = 2048;
@@ -34,7 +34,7 @@ class Problem {
  public:
   Problem(const Kernels& kernels, const Case& c, int64_t num_rows, int64_t bytes)
       : layout_(panel_layout(c.values, c.scales, false, c.scale_cols, kCols)),
-        row_layout_(row_layout(layout_, c.integer)),
+        row_layout_(row_layout(layout_, c.rows)),
         num_panels_(std::max<int64_t>(1, bytes / layout_.panel_bytes)),
         panels_(num_panels_ * layout_.panel_bytes),
         rows_(static_cast<size_t>(num_rows * row_layout_.row_bytes)),
@@ -46,8 +46,10 @@ class Problem {
     for (int64_t r = 0; r < num_rows; ++r) {
       for (float& x : row) x = static_cast<float>(static_cast<int32_t>(random())) * 0x1p-31f;
       uint8_t* to = rows_.data() + r * row_layout_.row_bytes;
-      if (c.integer) {
+      if (c.rows == RowValues::kInt8) {
         kernels.quantize_blocks(row.data(), row_layout_, 0, row_layout_.num_blocks, to);
+      } else if (c.rows == RowValues::kBf16) {
+        std::memset(to, 0x3b, static_cast<size_t>(row_layout_.row_bytes));
       } else {
         std::copy(row.begin(), row.end(), reinterpret_cast<float*>(to));
       }
@@ -103,20 +105,26 @@ const Kernels* kernels_or_null(const char* level) {
 
 const bool kRegistered = [] {
   constexpr Case kCases[] = {
-      {"mxfp4_int8", PanelValues::kFp4, PanelScales::kE8m0, 32, true},
-      {"nvfp4_int8", PanelValues::kFp4, PanelScales::kE4m3, 16, true},
-      {"int4_int8", PanelValues::kInt4, PanelScales::kBf16, 32, true},
-      {"int8_int8", PanelValues::kInt8, PanelScales::kF32, 0, true},
-      {"mxfp4_f32", PanelValues::kFp4, PanelScales::kE8m0, 32, false},
-      {"int4_f32", PanelValues::kInt4, PanelScales::kBf16, 32, false},
-      {"int8_f32", PanelValues::kInt8, PanelScales::kF32, 0, false},
-      {"fp8_f32", PanelValues::kFp8E4m3, PanelScales::kF32, 128, false},
-      {"bf16_f32", PanelValues::kBf16, PanelScales::kNone, 0, false},
+      {"mxfp4_int8", PanelValues::kFp4, PanelScales::kE8m0, 32, RowValues::kInt8},
+      {"nvfp4_int8", PanelValues::kFp4, PanelScales::kE4m3, 16, RowValues::kInt8},
+      {"int4_int8", PanelValues::kInt4, PanelScales::kBf16, 32, RowValues::kInt8},
+      {"int8_int8", PanelValues::kInt8, PanelScales::kF32, 0, RowValues::kInt8},
+      {"mxfp4_f32", PanelValues::kFp4, PanelScales::kE8m0, 32, RowValues::kF32},
+      {"int4_f32", PanelValues::kInt4, PanelScales::kBf16, 32, RowValues::kF32},
+      {"int8_f32", PanelValues::kInt8, PanelScales::kF32, 0, RowValues::kF32},
+      {"fp8_f32", PanelValues::kFp8E4m3, PanelScales::kF32, 128, RowValues::kF32},
+      {"bf16_f32", PanelValues::kBf16, PanelScales::kNone, 0, RowValues::kF32},
+      {"mxfp4_bf16", PanelValues::kFp4, PanelScales::kE8m0, 32, RowValues::kBf16},
+      {"int4_bf16", PanelValues::kInt4, PanelScales::kBf16, 32, RowValues::kBf16},
+      {"int8_bf16", PanelValues::kInt8, PanelScales::kF32, 0, RowValues::kBf16},
+      {"fp8_bf16", PanelValues::kFp8E4m3, PanelScales::kF32, 128, RowValues::kBf16},
+      {"bf16_bf16", PanelValues::kBf16, PanelScales::kNone, 0, RowValues::kBf16},
   };
-  for (const char* level : {"avx2", "avx2_vnni", "avx512", "avx512_vnni"}) {
+  for (const char* level : {"avx2", "avx2_vnni", "avx512", "avx512_vnni", "avx512_bf16"}) {
     const Kernels* kernels = kernels_or_null(level);
     if (kernels == nullptr) continue;
     for (const Case& c : kCases) {
+      if (c.rows == RowValues::kBf16 && !kernels->bf16_rows) continue;
       for (const int64_t rows : {1, 4, 16, 64}) {
         for (const bool streamed : {false, true}) {
           if (streamed && rows != 1) continue;

@@ -6,7 +6,8 @@
 //   panel  | scales [num_scales][32 rows] | zero points, the same | values [num_blocks][block] |
 //   block  | unit 0 of rows 0..31 | unit 1 of rows 0..31 | ...
 //   unit   | a dword (fp4, int4, int8, bf16, f32) or a word (fp8, f16): consecutive columns of one
-//   row 4-bit dwords hold columns c..c+3 in the low nibbles and c+16..c+19 in the high ones.
+//   row. 4-bit dwords hold columns c..c+3 in the low nibbles and c+16..c+19 in the high ones; bf16
+//   dwords hold column c in the upper half and c+1 in the lower, the order in which VDPBF16PS adds.
 //
 // A vector register therefore accumulates one output row per lane, no sum is ever horizontal, and a
 // pass over a panel touches its cache lines in ascending order.
@@ -105,6 +106,7 @@ constexpr ValueLocation value_location(const PanelLayout& layout, int64_t row, i
     shift = k >= kBlockCols / 2 ? 4 : 0;
     k %= kBlockCols / 2;
   }
+  if (layout.values == PanelValues::kBf16) k ^= 1;
   const int64_t bytes = bits == 4 ? k : k * bits / 8;  // before it, in this row and block
   const int64_t unit = interleaves_words(layout.values) ? 2 : 4;
   return {start + (bytes / unit * kPanelRows + row) * unit + bytes % unit, shift};

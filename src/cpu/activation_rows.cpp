@@ -1,6 +1,7 @@
 #include "cpu/activation_rows.h"
 
 #include <algorithm>
+#include <bit>
 #include <cstring>
 
 #include "core/activation_format.h"
@@ -20,11 +21,11 @@ float decode(Format format, uint8_t code) {
 
 }  // namespace
 
-RowLayout row_layout(const PanelLayout& weights, bool integer) {
-  RowLayout layout{.integer = integer, .num_blocks = weights.num_blocks};
+RowLayout row_layout(const PanelLayout& weights, RowValues values) {
+  RowLayout layout{.values = values, .num_blocks = weights.num_blocks};
   const int64_t cols = int64_t{weights.num_blocks} * kBlockCols;
-  if (!integer) {
-    layout.row_bytes = cols * int64_t{sizeof(float)};
+  if (values != RowValues::kInt8) {
+    layout.row_bytes = cols * (values == RowValues::kBf16 ? 2 : 4);
     return layout;
   }
   layout.half_blocks = weights.scale_cols < kBlockCols;
@@ -38,6 +39,15 @@ RowLayout row_layout(const PanelLayout& weights, bool integer) {
   const int64_t corrections = int64_t{weights.num_blocks} * (layout.half_blocks ? 2 : 1);
   layout.row_bytes = align_up<int64_t>(layout.corrections_offset + corrections * 4, kLineBytes);
   return layout;
+}
+
+void swap_pairs(const uint8_t* from, int64_t count, uint8_t* to) {
+  for (int64_t i = 0; i < count / 2; ++i) {
+    uint32_t pair;
+    std::memcpy(&pair, from + i * 4, sizeof(pair));
+    pair = std::rotl(pair, 16);
+    std::memcpy(to + i * 4, &pair, sizeof(pair));
+  }
 }
 
 void round_row(ActivationFormat format, int64_t cols, float* row) {
@@ -64,7 +74,7 @@ void finish_row(const Kernels& kernels, const float* channel_scale, ActivationFo
     for (int64_t i = 0; i < cols; ++i) padded[i] *= channel_scale[i];
   }
   if (needs_rounding(format)) round_row(format, cols, padded);
-  if (layout.integer) {
+  if (layout.integer()) {
     kernels.quantize_blocks(padded, layout, 0, layout.num_blocks, out);
   } else if (reinterpret_cast<uint8_t*>(padded) != out) {
     std::memcpy(out, padded, static_cast<size_t>(layout.row_bytes));
@@ -78,7 +88,14 @@ void prepare_row(const Kernels& kernels, const RowSource& source, int64_t row,
   const int64_t cols = source.input.extent(1);
   const auto* input = source.input.as<const uint8_t>() +
                       from * source.input.stride(0) * element_bytes(source.input.type);
-  float* padded = layout.integer ? buffer : reinterpret_cast<float*>(out);
+  if (layout.values == RowValues::kBf16) {
+    const int64_t padded_cols = int64_t{layout.num_blocks} * kBlockCols;
+    std::memcpy(out, input, static_cast<size_t>(cols) * 2);
+    std::memset(out + cols * 2, 0, static_cast<size_t>(padded_cols - cols) * 2);
+    swap_pairs(out, padded_cols, out);
+    return;
+  }
+  float* padded = layout.integer() ? buffer : reinterpret_cast<float*>(out);
   kernels.load_row(input, source.input.type, cols, padded);
   std::fill(padded + cols, padded + int64_t{layout.num_blocks} * kBlockCols, 0.0f);
   if (source.weights != nullptr) {

@@ -10,7 +10,9 @@
 
 namespace switchyard::cpu {
 
-RowLayout row_layout(const PanelLayout& weights, bool integer);
+RowLayout row_layout(const PanelLayout& weights, RowValues values);
+/// 16-bit values with the two of each pair swapped; an even number of them. In place if need be.
+void swap_pairs(const uint8_t* from, int64_t count, uint8_t* to);
 
 /// Whether rows of this format are rounded through it (rather than kept, or int8 per 32).
 constexpr bool needs_rounding(ActivationFormat format) {

@@ -13,6 +13,8 @@
 namespace switchyard::cpu {
 namespace {
 
+constexpr int64_t kMinRowsToDecodePairs = 4;
+
 /// Rows [first, first + count) of a 2-D tensor.
 TensorView rows_of(const TensorView& tensor, int64_t first, int64_t count) {
   if (tensor.empty()) return tensor;
@@ -65,9 +67,10 @@ class CpuExperts final : public PackedExperts {
                        .divisor = static_cast<int32_t>(args.top_k)};
       const bool before_rounding = weighted && needs_rounding(panels_.gate_up.activation_format);
       if (before_rounding) source.weights = weights;
-      prepare_rows(pass, panels_.gate_up, source, pass.num_rows, rows);
+      prepare_rows(pass, panels_.gate_up, panels_.gate_up.rows, source, pass.num_rows, rows);
       cpu::gate_up(pass,
                    {.rows = rows,
+                    .layout = &panels_.gate_up.rows,
                     .by_row = true,
                     .row_weights = weighted && !before_rounding ? weights : nullptr},
                    {.tensor = args.output});
@@ -82,8 +85,8 @@ class CpuExperts final : public PackedExperts {
                                {num_tokens * args.top_k, panels_.down.num_inputs});
     for_sorted_rows(args, num_tokens, layout.pass_rows, layout, workspace, [&](const Pass& pass) {
       auto* rows = layout.intermediate_rows.in<uint8_t>(workspace);
-      prepare_rows(pass, panels_.down, {.input = by_pair, .row_index = pass.row_to_pair},
-                   pass.num_rows, rows);
+      prepare_rows(pass, panels_.down, panels_.down.rows,
+                   {.input = by_pair, .row_index = pass.row_to_pair}, pass.num_rows, rows);
       const bool weighted =
           !args.sorted_weights.empty() && panels_.spec.weight_position == WeightPosition::kOutput;
       cpu::down(pass, rows,
@@ -133,11 +136,14 @@ class CpuExperts final : public PackedExperts {
     auto* input_rows = layout.input_rows.in<uint8_t>(workspace);
     auto* intermediate = layout.intermediate_rows.in<uint8_t>(workspace);
 
-    prepare_input(pass, args.hidden_states, weight_input ? weights : nullptr, input_rows);
+    const RowLayout input_layout = choose_input_layout(pass, args.hidden_states.type);
+    prepare_input(pass, input_layout, args.hidden_states, weight_input ? weights : nullptr,
+                  input_rows);
     const bool by_row = panels_.input_by_row();
     const bool rounded_with_weight = needs_rounding(panels_.gate_up.activation_format);
     cpu::gate_up(pass,
                  {.rows = input_rows,
+                  .layout = &input_layout,
                   .by_row = by_row,
                   .row_weights = weight_input && !rounded_with_weight ? weights : nullptr,
                   .weight_index = row_to_pair},
@@ -150,11 +156,30 @@ class CpuExperts final : public PackedExperts {
                .output = args.output});
   }
 
-  void prepare_input(const Pass& pass, const TensorView& hidden_states, const float* weights,
-                     uint8_t* rows) const {
+  /// bf16 hidden states that nothing happens to before the products may stay bf16: half the time
+  /// per product and the same bits.
+  RowLayout choose_input_layout(const Pass& pass, DataType type) const {
+    const PackedStage& stage = panels_.gate_up;
+    const PanelValues values = stage.packing.layout.values;
+    const bool as_given = stage.rows.values == RowValues::kF32 &&
+                          !needs_rounding(stage.activation_format) && !panels_.input_by_row();
+    if (!panels_.kernels->bf16_rows || type != DataType::kBf16 || !as_given ||
+        !takes_bf16_rows(values)) {
+      return stage.rows;
+    }
+    // Weights that have to be decoded to scratch first need a few rows to be worth it.
+    const bool direct = multiplies_pairs(values) && !stage.packing.layout.zero_points;
+    int64_t num_active = 0;
+    for (int64_t e = 0; e < panels_.num_experts; ++e) num_active += pass.rows_of(e) != 0;
+    if (!direct && pass.num_rows < kMinRowsToDecodePairs * num_active) return stage.rows;
+    return row_layout(stage.packing.layout, RowValues::kBf16);
+  }
+
+  void prepare_input(const Pass& pass, const RowLayout& layout, const TensorView& hidden_states,
+                     const float* weights, uint8_t* rows) const {
     RowSource source{.input = hidden_states};
     if (!panels_.input_by_row()) {
-      prepare_rows(pass, panels_.gate_up, source, hidden_states.extent(0), rows);
+      prepare_rows(pass, panels_.gate_up, layout, source, hidden_states.extent(0), rows);
       return;
     }
     source.row_index = pass.row_to_pair;
@@ -163,7 +188,7 @@ class CpuExperts final : public PackedExperts {
       source.weights = weights;
       source.weight_index = pass.row_to_pair;
     }
-    prepare_rows(pass, panels_.gate_up, source, pass.num_rows, rows);
+    prepare_rows(pass, panels_.gate_up, layout, source, pass.num_rows, rows);
   }
 
   /// The rows of a sorted-ids list, in passes of at most max_rows: a few experts each, so that
@@ -269,8 +294,8 @@ class CpuExperts final : public PackedExperts {
 
 }  // namespace
 
-void prepare_rows(const Pass& pass, const PackedStage& stage, const RowSource& source,
-                  int64_t num_rows, uint8_t* out) {
+void prepare_rows(const Pass& pass, const PackedStage& stage, const RowLayout& layout,
+                  const RowSource& source, int64_t num_rows, uint8_t* out) {
   // About 8 KiB of input each: less is done before another thread is awake.
   const int64_t grain = std::max<int64_t>(1, 4096 / std::max<int64_t>(stage.num_inputs, 1));
   const int64_t num_items = ceil_div(num_rows, grain);
@@ -285,8 +310,8 @@ void prepare_rows(const Pass& pass, const PackedStage& stage, const RowSource& s
           while (pass.expert_offsets[expert + 1] <= row) ++expert;
           smooth = stage.smooth_scale(expert);
         }
-        prepare_row(*pass.panels->kernels, source, row, smooth, stage.activation_format, stage.rows,
-                    scratch.row, out + row * stage.rows.row_bytes);
+        prepare_row(*pass.panels->kernels, source, row, smooth, stage.activation_format, layout,
+                    scratch.row, out + row * layout.row_bytes);
       }
     }
   };

@@ -50,14 +50,15 @@ class ItemClaim {
   int64_t next_;
 };
 
-/// Rows [0, num_rows) of `source` as the kernels of `stage` read them. With smooth scales, packed
+/// Rows [0, num_rows) of `source` in `layout`, for `stage`. With smooth scales, packed
 /// row r belongs to the expert whose sorted rows include it.
-void prepare_rows(const Pass& pass, const PackedStage& stage, const RowSource& source,
-                  int64_t num_rows, uint8_t* out);
+void prepare_rows(const Pass& pass, const PackedStage& stage, const RowLayout& layout,
+                  const RowSource& source, int64_t num_rows, uint8_t* out);
 
 /// Where the rows that gate_up multiplies lie.
 struct GateUpInput {
   const uint8_t* rows = nullptr;
+  const RowLayout* layout = nullptr;
   bool by_row = false;                    ///< one per sorted row; else one per token
   const float* row_weights = nullptr;     ///< multiply the products (weight on the input), or null
   const int32_t* weight_index = nullptr;  ///< of each sorted row in row_weights; null: the row

@@ -75,13 +75,13 @@ class Worker {
 
  private:
   void multiply(const Item& item, int matrix, const uint8_t* next, float* out) const {
-    MultiplyJob job{.layout = &stage_.packing.layout, .row_layout = &stage_.rows};
+    MultiplyJob job{.layout = &stage_.packing.layout, .row_layout = input_.layout};
     job.panel = stage_.panel(item.expert, item.panel, matrix);
     job.next = next;
     job.global_scale = stage_.global_scale(item.expert, matrix);
     job.rows = input_.rows;
     if (input_.by_row) {
-      job.rows += item.begin * stage_.rows.row_bytes;
+      job.rows += item.begin * input_.layout->row_bytes;
     } else {
       job.row_index = pass_.row_to_pair + item.begin;
       job.row_divisor = static_cast<int32_t>(pass_.top_k);
@@ -129,7 +129,7 @@ class Worker {
         continue;
       }
       uint8_t* to = output_.rows + row * layout.row_bytes;
-      if (layout.integer) {
+      if (layout.integer()) {
         for (int64_t c = 0; smooth != nullptr && c < cols; ++c) {
           block[c] *= smooth[item.panel * kPanelRows + c];
         }
@@ -152,7 +152,7 @@ class Worker {
 void finish_rows(const Pass& pass, uint8_t* rows) {
   const PackedStage& stage = pass.panels->down;
   const bool rounds = needs_rounding(stage.activation_format);
-  if (stage.rows.integer || (!rounds && stage.smooth_scales.empty())) return;
+  if (stage.rows.integer() || (!rounds && stage.smooth_scales.empty())) return;
   parallel_for(*pass.panels->executor, pass.num_rows, 8, [&](int64_t begin, int64_t end) {
     int64_t expert = 0;
     for (int64_t row = begin; row < end; ++row) {

@@ -37,8 +37,8 @@ bool has_avx_vnni() {
 }
 
 /// Ascending. The builtin asks CPUID and, for the register state, XGETBV.
-const std::array<Level, 4>& levels() {
-  static const std::array<Level, 4> all = [] {
+const std::array<Level, 5>& levels() {
+  static const std::array<Level, 5> all = [] {
     __builtin_cpu_init();
     const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
                       __builtin_cpu_supports("bmi2") && has_f16c();
@@ -46,11 +46,13 @@ const std::array<Level, 4>& levels() {
                         __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
                         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512cd");
     const bool vnni = avx512 && __builtin_cpu_supports("avx512vnni");
-    return std::array<Level, 4>{
+    const bool bf16 = vnni && __builtin_cpu_supports("avx512bf16") && bf16_dots_are_two_fmas();
+    return std::array<Level, 5>{
         Level{"avx2", "AVX2", avx2, &kernels_avx2},
         Level{"avx2_vnni", "AVX2 VNNI", avx2 && has_avx_vnni(), &kernels_avx2_vnni},
         Level{"avx512", "AVX-512", avx512, &kernels_avx512},
-        Level{"avx512_vnni", "AVX-512 VNNI", vnni, &kernels_avx512_vnni}};
+        Level{"avx512_vnni", "AVX-512 VNNI", vnni, &kernels_avx512_vnni},
+        Level{"avx512_bf16", "AVX-512 VNNI, BF16", bf16, &kernels_avx512_bf16}};
   }();
   return all;
 }
@@ -82,7 +84,9 @@ const Kernels& select_kernels(const std::string& name) {
   if (best == nullptr) {
     throw Error(
         ErrorCode::kInvalidArgument,
-        fmt::format("cpu_isa is \"{}\"; expected avx2, avx2_vnni, avx512 or avx512_vnni", wish));
+        fmt::format(
+            "cpu_isa is \"{}\"; expected avx2, avx2_vnni, avx512, avx512_vnni or avx512_bf16",
+            wish));
   }
   return best->kernels();
 }

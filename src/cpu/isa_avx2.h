@@ -11,6 +11,7 @@ struct Avx2 {
   using F = __m256;
   using I = __m256i;
   static constexpr const char* kName = "avx2";
+  static constexpr bool kPairProducts = false;  // of bf16
   static constexpr int kLanes = 8;
   static constexpr int kTileVectors = 2;  // of a register tile; the rest of the panel follows
   static constexpr int kTileVectorsWide = 1;
@@ -118,13 +119,20 @@ struct Avx2 {
     return _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(table)));
   }
   SWITCHYARD_INLINE I look_up_bytes(I table, I index) { return _mm256_shuffle_epi8(table, index); }
-  /// E2M1 of the nibble at bit kShift of each dword.
-  template <int kShift>
-  SWITCHYARD_INLINE F fp4_value(I codes) {
-    const I nibble = kShift == 0 ? codes : _mm256_srli_epi32(codes, kShift);
+  /// The low nibbles of the four bytes of each dword as f32: E2M1 or (not kFp4) 0..15.
+  template <bool kFp4>
+  SWITCHYARD_INLINE void nibbles(I codes, F* out) {
+    out[0] = nibble<kFp4>(codes);
+    out[1] = nibble<kFp4>(_mm256_srli_epi32(codes, 8));
+    out[2] = nibble<kFp4>(_mm256_srli_epi32(codes, 16));
+    out[3] = nibble<kFp4>(_mm256_srli_epi32(codes, 24));
+  }
+  template <bool kFp4>
+  SWITCHYARD_INLINE F nibble(I codes) {
+    if (!kFp4) return _mm256_cvtepi32_ps(_mm256_and_si256(codes, _mm256_set1_epi32(15)));
     const F magnitudes = _mm256_setr_ps(0.0f, 0.5f, 1.0f, 1.5f, 2.0f, 3.0f, 4.0f, 6.0f);
-    const I sign = _mm256_slli_epi32(_mm256_and_si256(nibble, _mm256_set1_epi32(8)), 28);
-    return _mm256_or_ps(_mm256_permutevar8x32_ps(magnitudes, nibble), _mm256_castsi256_ps(sign));
+    const I sign = _mm256_slli_epi32(_mm256_and_si256(codes, _mm256_set1_epi32(8)), 28);
+    return _mm256_or_ps(_mm256_permutevar8x32_ps(magnitudes, codes), _mm256_castsi256_ps(sign));
   }
 
   /// Corrections are two words: of columns 0 and 1, and 2 and 3, of each four (kernels.h).

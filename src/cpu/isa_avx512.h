@@ -14,6 +14,7 @@ struct Avx512 {
   using F = __m512;
   using I = __m512i;
   static constexpr const char* kName = "avx512";
+  static constexpr bool kPairProducts = false;
   static constexpr int kLanes = 16;
   static constexpr int kTileVectors = 2;
   static constexpr int kTileVectorsWide = 2;
@@ -97,13 +98,33 @@ struct Avx512 {
     return _mm512_broadcast_i32x4(_mm_loadu_si128(reinterpret_cast<const __m128i*>(table)));
   }
   SWITCHYARD_INLINE I look_up_bytes(I table, I index) { return _mm512_shuffle_epi8(table, index); }
-  template <int kShift>
-  SWITCHYARD_INLINE F fp4_value(I codes) {
-    const I nibble = kShift == 0 ? codes : _mm512_srli_epi32(codes, kShift);
-    // VPERMPS looks at the low four bits of an index only.
-    return _mm512_permutexvar_ps(
-        nibble, _mm512_setr_ps(0.0f, 0.5f, 1.0f, 1.5f, 2.0f, 3.0f, 4.0f, 6.0f, -0.0f, -0.5f, -1.0f,
-                               -1.5f, -2.0f, -3.0f, -4.0f, -6.0f));
+  /// The low nibbles of the four bytes of each dword as bf16, by VPERMW: it looks at five bits of
+  /// a word, so the table is there twice. First and second pair, the first of each in the upper
+  /// half.
+  SWITCHYARD_INLINE void nibble_pairs(I table, I codes, I* out) {
+    const I first = _mm512_set1_epi64(0x0404050500000101);
+    const I second = _mm512_set1_epi64(0x0606070702020303);
+    out[0] = _mm512_permutexvar_epi16(pick_bytes(codes, first), table);
+    out[1] = _mm512_permutexvar_epi16(pick_bytes(codes, second), table);
+  }
+  /// Bytes 0..7 of each 8 to where `pattern` names them.
+  SWITCHYARD_INLINE I pick_bytes(I bytes, I pattern) {
+    const I second_half = _mm512_set4_epi32(0x08080808, 0x08080808, 0, 0);
+    return _mm512_shuffle_epi8(bytes, _mm512_add_epi8(pattern, second_half));
+  }
+  /// Twice the 16 entries.
+  SWITCHYARD_INLINE I table_words(const uint16_t* table) {
+    return _mm512_broadcast_i64x4(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(table)));
+  }
+  template <bool kFp4>
+  SWITCHYARD_INLINE void nibbles(I codes, F* out) {
+    I pairs[2];
+    nibble_pairs(table_words(kFp4 ? kFp4Bf16 : kCodesBf16), codes, pairs);
+    for (int i = 0; i < 2; ++i) {
+      out[2 * i] = _mm512_castsi512_ps(
+          _mm512_and_si512(pairs[i], _mm512_set1_epi32(static_cast<int32_t>(0xffff0000u))));
+      out[2 * i + 1] = _mm512_castsi512_ps(_mm512_slli_epi32(pairs[i], 16));
+    }
   }
 
   static constexpr bool kWordCorrections = true;

@@ -13,6 +13,7 @@ constexpr Kernels kTable{
     .name = Isa::kName,
     .tile_rows_int = Isa::kTileRowsInt,
     .tile_rows_float = Isa::kTileRowsFloat,
+    .bf16_rows = Isa::kPairProducts,
     .multiply = &multiply<Isa>,
     .activate = &activate<Isa>,
     .combine = &combine<Isa>,

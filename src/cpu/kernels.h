@@ -17,10 +17,22 @@ inline constexpr int32_t kInt8Offset = -128;
 /// Columns are worked off in slabs, so that a decoded slab and its rows stay in the caches.
 inline constexpr int kSlabBlocks = 32;
 
-/// How a row of activations lies in memory: f32 [padded columns], or int8 [padded columns] followed
-/// by an f32 scale per 32 and an int32 correction per 32 (two when scales are per 16).
+/// Panel values that are exact in bf16 and so can meet bf16 rows.
+constexpr bool takes_bf16_rows(PanelValues values) {
+  return values != PanelValues::kF32 && values != PanelValues::kF16;
+}
+/// Those of them that become pairs of bf16 in registers, without a pass through f32.
+constexpr bool multiplies_pairs(PanelValues values) {
+  return values == PanelValues::kBf16 || values == PanelValues::kFp4 ||
+         values == PanelValues::kInt4;
+}
+
+/// How a row of activations lies in memory: f32 [padded columns]; or bf16 [padded columns], the two
+/// of each pair swapped; or int8 [padded columns] followed by an f32 scale per 32 and an int32
+/// correction per 32 (two when scales are per 16).
+enum class RowValues { kF32, kBf16, kInt8 };
 struct RowLayout {
-  bool integer = false;
+  RowValues values = RowValues::kF32;
   bool half_blocks = false;  ///< corrections per 16 columns: weight scales are per 16
   int32_t num_blocks = 0;
   /// correction = offset * sum of the block's integers; where the kernels sum in words, of those at
@@ -29,6 +41,8 @@ struct RowLayout {
   int64_t scales_offset = 0;
   int64_t corrections_offset = 0;
   int64_t row_bytes = 0;
+
+  bool integer() const { return values == RowValues::kInt8; }
 };
 
 /// Scratch of one thread for multiply.
@@ -86,6 +100,7 @@ struct Kernels {
   const char* name = nullptr;
   int tile_rows_int = 0;  ///< rows of the register tile, for the plan
   int tile_rows_float = 0;
+  bool bf16_rows = false;  ///< multiply takes them; the bits are those of f32 rows
   void (*multiply)(const MultiplyJob& job) = nullptr;
   void (*activate)(const ActivateJob& job) = nullptr;
   void (*combine)(const CombineJob& job) = nullptr;
@@ -109,5 +124,9 @@ const Kernels& kernels_avx2();
 const Kernels& kernels_avx2_vnni();
 const Kernels& kernels_avx512();
 const Kernels& kernels_avx512_vnni();
+const Kernels& kernels_avx512_bf16();
+/// Whether VDPBF16PS does on this machine what f32 rows do: fma of the upper halves, then of the
+/// lower ones, subnormals flushed. Needs the instruction.
+bool bf16_dots_are_two_fmas();
 
 }  // namespace switchyard::cpu

@@ -41,7 +41,7 @@ class CpuLinear final : public PackedLinear {
                       ? std::shared_ptr<Executor>(std::shared_ptr<void>{}, options.executor)
                       : shared_pool(options.num_threads)),
         packing_(choose_packing(matrix, false)),
-        rows_(row_layout(packing_.layout, false)),
+        rows_(row_layout(packing_.layout, RowValues::kF32)),
         num_outputs_(matrix.rows),
         num_panels_(ceil_div<int64_t>(matrix.rows, kPanelRows)),
         global_scale_(packing_.decoded ? 1.0f : matrix.global_scale),

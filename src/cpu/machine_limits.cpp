@@ -61,7 +61,7 @@ class Measurement {
                              [&](int64_t n) { keep(static_cast<uint64_t>(kernels_.f32_fma(n))); });
     limits.int8_gops = peak(kPeakChains * 2 * 64,
                             [&](int64_t n) { keep(static_cast<uint64_t>(kernels_.int8_dot(n))); });
-    if (kernels_.bf16_dot != nullptr && __builtin_cpu_supports("avx512bf16")) {
+    if (kernels_.bf16_dot != nullptr) {
       limits.bf16_gflops = peak(kPeakChains * 2 * 32, [&](int64_t n) {
         keep(static_cast<uint64_t>(kernels_.bf16_dot(n)));
       });

@@ -8,6 +8,7 @@
 
 #include "core/number_formats.h"
 #include "core/weight_matrix.h"
+#include "cpu/activation_rows.h"
 #include "switchyard/error.h"
 
 namespace switchyard::cpu {
@@ -179,6 +180,10 @@ void pack_stored(const WeightMatrix& matrix, const PanelLayout& layout, int64_t 
   const auto words = [&](int64_t row, int64_t col, uint8_t* to) {
     read_row_block<64>(matrix, row, col, to);
   };
+  const auto swapped_words = [&](int64_t row, int64_t col, uint8_t* to) {
+    read_row_block<64>(matrix, row, col, to);
+    swap_pairs(reinterpret_cast<const uint8_t*>(to), kBlockCols, to);
+  };
   const auto floats = [&](int64_t row, int64_t col, uint8_t* to) {
     read_row_block<128>(matrix, row, col, to);
   };
@@ -190,7 +195,8 @@ void pack_stored(const WeightMatrix& matrix, const PanelLayout& layout, int64_t 
     case PanelValues::kFp8E4m3:
       return pack_values<uint16_t, 32>(matrix, layout, panel, out, fp8_e4m3);
     case PanelValues::kFp8E5m2: return pack_values<uint16_t, 32>(matrix, layout, panel, out, bytes);
-    case PanelValues::kBf16: return pack_values<uint32_t, 64>(matrix, layout, panel, out, words);
+    case PanelValues::kBf16:
+      return pack_values<uint32_t, 64>(matrix, layout, panel, out, swapped_words);
     case PanelValues::kF16: return pack_values<uint16_t, 64>(matrix, layout, panel, out, words);
     case PanelValues::kF32: return pack_values<uint32_t, 128>(matrix, layout, panel, out, floats);
   }

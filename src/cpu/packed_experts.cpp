@@ -41,8 +41,8 @@ PackedStage make_stage(const WeightMatrix& matrix, int num_matrices, bool has_bi
   const bool wants_integer = format == ActivationFormat::kInt8Block32;
   stage.packing = choose_packing(matrix, wants_integer);
   stage.activation_format = format;
-  stage.rows =
-      row_layout(stage.packing.layout, wants_integer && has_integer_kernels(stage.packing.layout));
+  const bool integer = wants_integer && has_integer_kernels(stage.packing.layout);
+  stage.rows = row_layout(stage.packing.layout, integer ? RowValues::kInt8 : RowValues::kF32);
   stage.num_outputs = matrix.rows;
   stage.num_inputs = matrix.cols;
   stage.num_panels = ceil_div<int64_t>(matrix.rows, kPanelRows);

@@ -32,25 +32,11 @@ constexpr bool has_scales(PanelValues values) {
   return values != PanelValues::kF32 && values != PanelValues::kF16 && values != PanelValues::kBf16;
 }
 
-template <class Isa, int kShift>
-SWITCHYARD_INLINE typename Isa::F nibble_value(typename Isa::I codes) {
-  const typename Isa::I shifted = kShift == 0 ? codes : Isa::template shift_right<kShift>(codes);
-  return Isa::to_float(Isa::bit_and(shifted, Isa::set_int(15)));
-}
-
-template <class Isa, bool kFp4, int kFirstShift>
-SWITCHYARD_INLINE void load_nibbles(typename Isa::I codes, typename Isa::F* out) {
-  if constexpr (kFp4) {
-    out[0] = Isa::template fp4_value<kFirstShift>(codes);
-    out[1] = Isa::template fp4_value<kFirstShift + 8>(codes);
-    out[2] = Isa::template fp4_value<kFirstShift + 16>(codes);
-    out[3] = Isa::template fp4_value<kFirstShift + 24>(codes);
-  } else {
-    out[0] = nibble_value<Isa, kFirstShift>(codes);
-    out[1] = nibble_value<Isa, kFirstShift + 8>(codes);
-    out[2] = nibble_value<Isa, kFirstShift + 16>(codes);
-    out[3] = nibble_value<Isa, kFirstShift + 24>(codes);
-  }
+/// Pairs of bf16, the first in the upper half, as f32.
+template <class Isa>
+SWITCHYARD_INLINE void split_pairs(typename Isa::I pairs, typename Isa::F* out) {
+  out[0] = Isa::as_float(Isa::bit_and(pairs, Isa::set_int(static_cast<int32_t>(0xffff0000u))));
+  out[1] = Isa::as_float(Isa::template shift_left<16>(pairs));
 }
 
 template <class Isa>
@@ -74,8 +60,7 @@ SWITCHYARD_INLINE void load_columns(const uint8_t* block, int vec, int load, typ
     out[0] = Isa::load_halves(at(load));
   } else if constexpr (kValues == PanelValues::kBf16) {
     const I pairs = Isa::load_int(at(load));
-    out[0] = Isa::as_float(Isa::template shift_left<16>(pairs));
-    out[1] = Isa::as_float(Isa::bit_and(pairs, Isa::set_int(static_cast<int32_t>(0xffff0000u))));
+    split_pairs<Isa>(pairs, out);
   } else if constexpr (kValues == PanelValues::kFp8E4m3 || kValues == PanelValues::kFp8E5m2) {
     constexpr bool kE4m3 = kValues == PanelValues::kFp8E4m3;
     out[0] = Isa::template load_fp8<false, kE4m3>(at(load));
@@ -85,11 +70,7 @@ SWITCHYARD_INLINE void load_columns(const uint8_t* block, int vec, int load, typ
   } else {
     constexpr bool kFp4 = kValues == PanelValues::kFp4;
     const I codes = Isa::load_int(at(load % 4));
-    if (load < 4) {
-      load_nibbles<Isa, kFp4, 0>(codes, out);
-    } else {
-      load_nibbles<Isa, kFp4, 4>(codes, out);
-    }
+    Isa::template nibbles<kFp4>(load < 4 ? codes : Isa::template shift_right<4>(codes), out);
   }
 }
 

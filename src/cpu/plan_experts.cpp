@@ -32,7 +32,7 @@ const char* values_name(PanelValues values) {
 
 /// How the rows of one expert meet a panel.
 std::string regime(const PackedStage& stage, const Kernels& kernels, double rows) {
-  const int tile = stage.rows.integer ? kernels.tile_rows_int : kernels.tile_rows_float;
+  const int tile = stage.rows.integer() ? kernels.tile_rows_int : kernels.tile_rows_float;
   const std::string each = fmt::format("{:.1f} rows per expert", rows);
   if (rows < 1.5) return each + ": one stream through registers";
   if (rows <= tile) return fmt::format("{} of {}: decoded once in registers", each, tile);
@@ -42,13 +42,13 @@ std::string regime(const PackedStage& stage, const Kernels& kernels, double rows
 
 std::string kernel_name(const PackedStage& stage, const Kernels& kernels) {
   return fmt::format("{}_{}_x_{}", kernels.name, values_name(stage.packing.layout.values),
-                     stage.rows.integer ? "int8" : "f32");
+                     stage.rows.integer() ? "int8" : "f32");
 }
 
 std::string arithmetic(const PackedStage& stage) {
   if (stage.packing.decoded)
     return "weights kept as exact f32 (no panel format holds their scales)";
-  if (stage.rows.integer) return "int8 activations per 32, exact int32 products";
+  if (stage.rows.integer()) return "int8 activations per 32, exact int32 products";
   if (needs_rounding(stage.activation_format)) {
     return fmt::format("activations rounded to {}, f32 products",
                        to_string(stage.activation_format));
@@ -67,7 +67,7 @@ void add_stage(const char* name, const ExpertPanels& panels, const PackedStage& 
   step.flops = 2.0 * rows * static_cast<double>(stage.num_matrices) *
                static_cast<double>(stage.num_outputs) * static_cast<double>(stage.num_inputs);
   const double peak =
-      stage.rows.integer ? limits.int8_gops * kIntegerShare : limits.f32_gflops * kFloatShare;
+      stage.rows.integer() ? limits.int8_gops * kIntegerShare : limits.f32_gflops * kFloatShare;
   step.predicted_us = predict_us(step.bytes, step.flops, limits.read_gbps * kReadShare, peak);
   plan.steps.push_back(std::move(step));
 }
@@ -84,7 +84,7 @@ void plan_experts(const ExpertPanels& panels, int64_t num_tokens, int64_t top_k,
       (panels.input_by_row() ? rows : tokens) *
       (static_cast<double>(input.row_bytes) + 2.0 * static_cast<double>(panels.gate_up.num_inputs));
   plan.steps.push_back({.step = "sort, quantize",
-                        .kernel = input.integer ? "int8_block32" : "f32_rows",
+                        .kernel = input.integer() ? "int8_block32" : "f32_rows",
                         .why = panels.input_by_row() ? "once per (token, slot)" : "once per token",
                         .bytes = input_bytes,
                         .predicted_us = predict_us(input_bytes, 0, limits.copy_gbps, 0)});
