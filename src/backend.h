@@ -47,6 +47,8 @@ class PackedExperts {
                     Plan& plan) const = 0;
   /// Whether run() wants to route such a batch itself (RunExpertsArgs::route).
   virtual bool routes(int64_t /*num_tokens*/) const { return false; }
+  /// The threads that work here, for the steps around the experts; null: not the host's.
+  virtual Executor* executor() const { return nullptr; }
   virtual void run(const RunExpertsArgs& args, Workspace workspace, Stream stream) const = 0;
   virtual void gate_up(const ops::GateUpArgs& args, Workspace workspace, Stream stream) const = 0;
   virtual void down(const ops::DownArgs& args, Workspace workspace, Stream stream) const = 0;

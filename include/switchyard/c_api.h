@@ -276,7 +276,7 @@ typedef struct sy_layer_options {
   int32_t backend;             /* SY_BACKEND_* */
   int32_t device;              /* CUDA ordinal */
   int32_t num_threads;         /* CPU: 0 = all cores this process may use */
-  const char* cpu_isa;         /* "avx2", "avx512", "avx512_vnni"; null = best */
+  const char* cpu_isa;         /* avx2[_vnni], avx512[_vnni|_bf16]; null = best */
   const sy_executor* executor; /* CPU: copied; its context must outlive the layer */
   void (*on_progress)(void* context, int64_t done, int64_t total);
   void* progress_context;

@@ -33,7 +33,7 @@ struct LayerOptions {
   int num_threads = 0;           ///< CPU: 0 = all cores this process may use
   Executor* executor = nullptr;  ///< CPU: used instead of an own pool; must outlive the layer
   std::string
-      cpu_isa{};  ///< CPU: "avx2", "avx512", "avx512_vnni"; empty = best (or SWITCHYARD_CPU_ISA)
+      cpu_isa{};  ///< CPU: avx2[_vnni], avx512[_vnni|_bf16]; empty = best (or SWITCHYARD_CPU_ISA)
   /// CUDA: only the portable kernels, which know every shape and format: a second opinion.
   bool generic_kernels = false;
   /// Called after each packed expert from the thread that called create.

@@ -18,7 +18,8 @@ struct Execution {
   BackendKind backend = BackendKind::kCpu;
   int device = 0;
   Stream stream{};
-  Workspace workspace{};  ///< for ops that have a *_workspace_bytes function
+  Workspace workspace{};         ///< for ops that have a *_workspace_bytes function
+  Executor* executor = nullptr;  ///< CPU: used instead of the process-wide pool
 };
 
 /// Router logits to expert choice.

@@ -49,25 +49,26 @@ void load_gate_up(const ops::ActivateArgs& args, const TensorView& tensor, int64
 
 }  // namespace
 
-void activate(const ops::ActivateArgs& args) {
+void activate(const ops::ActivateArgs& args, Executor& executor) {
   const int64_t intermediate = args.output.extent(1);
   const int64_t row_size = args.input.extent(1);
-  for_tiles(args.output.extent(0), intermediate, 4, [&](int64_t row, int64_t column, int64_t n) {
-    float gate[kTileColumns] = {};
-    float up[kTileColumns];
-    load_gate_up(args, args.input, row * row_size, column, n, gate, up);
-    if (!args.bias.empty()) {
-      float gate_bias[kTileColumns] = {};
-      float up_bias[kTileColumns];
-      load_gate_up(args, args.bias, 0, column, n, gate_bias, up_bias);
-      for (int64_t i = 0; i < n; ++i) {
-        gate[i] += gate_bias[i];
-        up[i] += up_bias[i];
-      }
-    }
-    apply(args.activation, gate, up, n);
-    store_row(args.output, row * intermediate + column, n, up);
-  });
+  for_tiles(executor, args.output.extent(0), intermediate, 4,
+            [&](int64_t row, int64_t column, int64_t n) {
+              float gate[kTileColumns] = {};
+              float up[kTileColumns];
+              load_gate_up(args, args.input, row * row_size, column, n, gate, up);
+              if (!args.bias.empty()) {
+                float gate_bias[kTileColumns] = {};
+                float up_bias[kTileColumns];
+                load_gate_up(args, args.bias, 0, column, n, gate_bias, up_bias);
+                for (int64_t i = 0; i < n; ++i) {
+                  gate[i] += gate_bias[i];
+                  up[i] += up_bias[i];
+                }
+              }
+              apply(args.activation, gate, up, n);
+              store_row(args.output, row * intermediate + column, n, up);
+            });
 }
 
 }  // namespace switchyard::cpu

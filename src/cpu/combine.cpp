@@ -9,14 +9,14 @@
 
 namespace switchyard::cpu {
 
-void combine(const ops::CombineArgs& args) {
+void combine(const ops::CombineArgs& args, Executor& executor) {
   const int64_t top_k = args.expert_output.extent(1);
   const int32_t* ids = args.topk_ids.as<const int32_t>();
   const int32_t* mask = args.expert_mask.as<const int32_t>();
   const int64_t hidden = args.expert_output.extent(2);
   const float* weights = args.topk_weights.as<const float>();
   const int64_t num_tokens = rows_to_compute(args.num_tokens, args.output.extent(0));
-  for_tiles(num_tokens, hidden, top_k, [&](int64_t token, int64_t column, int64_t n) {
+  for_tiles(executor, num_tokens, hidden, top_k, [&](int64_t token, int64_t column, int64_t n) {
     float sum[kTileColumns];
     float slot_output[kTileColumns];
     if (args.addend.empty()) {

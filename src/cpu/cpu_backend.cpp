@@ -13,6 +13,10 @@
 namespace switchyard {
 namespace {
 
+Executor& executor(const ops::Execution& where) {
+  return where.executor != nullptr ? *where.executor : cpu::default_pool();
+}
+
 class CpuBackend final : public Backend {
  public:
   BackendKind kind() const override { return BackendKind::kCpu; }
@@ -40,22 +44,24 @@ class CpuBackend final : public Backend {
   }
 
   void route(const RoutingSpec& spec, const ops::RouteArgs& args,
-             const ops::Execution&) const override {
-    cpu::route(spec, args);
+             const ops::Execution& where) const override {
+    cpu::route(spec, args, executor(where));
   }
   int64_t sort_workspace_bytes(int64_t, int64_t, int64_t, int64_t) const override { return 0; }
-  void sort(const ops::SortArgs& args, const ops::Execution&) const override { cpu::sort(args); }
-  void quantize(const ops::QuantizeArgs& args, const ops::Execution&) const override {
-    cpu::quantize(args);
+  void sort(const ops::SortArgs& args, const ops::Execution& where) const override {
+    cpu::sort(args, executor(where));
   }
-  void activate(const ops::ActivateArgs& args, const ops::Execution&) const override {
-    cpu::activate(args);
+  void quantize(const ops::QuantizeArgs& args, const ops::Execution& where) const override {
+    cpu::quantize(args, executor(where));
   }
-  void combine(const ops::CombineArgs& args, const ops::Execution&) const override {
-    cpu::combine(args);
+  void activate(const ops::ActivateArgs& args, const ops::Execution& where) const override {
+    cpu::activate(args, executor(where));
   }
-  void rms_norm(const RmsNormArgs& args, const ops::Execution&) const override {
-    cpu::rms_norm(args);
+  void combine(const ops::CombineArgs& args, const ops::Execution& where) const override {
+    cpu::combine(args, executor(where));
+  }
+  void rms_norm(const RmsNormArgs& args, const ops::Execution& where) const override {
+    cpu::rms_norm(args, executor(where));
   }
 
   std::unique_ptr<PackedExperts> pack_experts(const LayerSpec& spec, const ExpertSource& source,

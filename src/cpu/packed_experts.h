@@ -56,6 +56,13 @@ struct ExpertPanels {
   PackedStage gate_up{};
   PackedStage down{};
 
+  /// bf16 hidden states that nothing happens to before the products may stay bf16.
+  bool takes_bf16_input() const {
+    return kernels->bf16_rows && takes_bf16_rows(gate_up.packing.layout.values) &&
+           gate_up.rows.values == RowValues::kF32 && !needs_rounding(gate_up.activation_format) &&
+           !input_by_row();
+  }
+
   /// Rows of the input belong to (token, slot) pairs, not to tokens: something that differs between
   /// the experts of a token happens to them before they are rounded.
   bool input_by_row() const {

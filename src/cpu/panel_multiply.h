@@ -363,52 +363,71 @@ template <class Isa, class Products, bool kScaled, int kVecs, int kRows>
       acc[r][v] = fresh ? Isa::zero() : Isa::load(out[r] + (first_vec + v) * Isa::kLanes);
     }
   }
-  F chain[kRows][kVecs];
-  const auto clear_chain = [&] {
+  const auto clear = [&](F(&chain)[kRows][kVecs]) {
 #pragma GCC unroll 16
     for (int r = 0; r < kRows; ++r) {
 #pragma GCC unroll 4
       for (int v = 0; v < kVecs; ++v) chain[r][v] = Isa::zero();
     }
   };
-  const auto add_chain = [&](const float* scales) {
+  const float* scales = slab.scales;
+  const auto add_chain = [&](const F(&chain)[kRows][kVecs]) {
 #pragma GCC unroll 4
     for (int v = 0; v < kVecs; ++v) {
       const F scale = Isa::load(scales + (first_vec + v) * Isa::kLanes);
 #pragma GCC unroll 16
       for (int r = 0; r < kRows; ++r) acc[r][v] = Isa::fma(chain[r][v], scale, acc[r][v]);
     }
+    scales += kPanelRows;
   };
-  const float* scales = slab.scales;
-  for (int b = 0; b < slab.num_blocks; ++b) {
-    const uint8_t* block = unit_address<Isa, kValues>(slab.values, first_vec, 0) +
-                           int64_t{b} * values_block_bytes(kValues);
-    const int32_t* zeros = slab.zeros + b * kPanelRows + first_vec * Isa::kLanes;
-    const int64_t row_offset = int64_t{b} * Products::kRowBytes;
+  const auto add_step = [&](int b, int step, const Prefetch<kValues>& prefetch,
+                            F(&sums)[kRows][kVecs]) {
+    Prefetch<kValues>::step(prefetch, step, kSteps);
+    Products::template add<kVecs, kRows>(unit_address<Isa, kValues>(slab.values, first_vec, 0) +
+                                             int64_t{b} * values_block_bytes(kValues),
+                                         slab.zeros + b * kPanelRows + first_vec * Isa::kLanes,
+                                         rows, int64_t{b} * Products::kRowBytes, step, sums);
+  };
+  F chain[kRows][kVecs];
+  int b = 0;
+  if constexpr (kScaled && kRows == 1) {
+    // The chains of one block are bound by the latency of fma; those of two overlap.
+    F second[kRows][kVecs];
+    for (; !slab.half_scales && b + 2 <= slab.num_blocks; b += 2) {
+      const auto prefetch = Prefetch<kValues>::of(slab, b, first_vec == 0);
+      const auto prefetch_second = Prefetch<kValues>::of(slab, b + 1, first_vec == 0);
+      clear(chain);
+      clear(second);
+#pragma GCC unroll 16
+      for (int step = 0; step < kSteps; ++step) {
+        add_step(b, step, prefetch, chain);
+        add_step(b + 1, step, prefetch_second, second);
+      }
+      add_chain(chain);
+      add_chain(second);
+    }
+  }
+  for (; b < slab.num_blocks; ++b) {
     const auto prefetch = Prefetch<kValues>::of(slab, b, first_vec == 0);
     // Columns [16 * half, 16 * half + 16).
     const auto add_half = [&](auto half, F(&sums)[kRows][kVecs]) {
 #pragma GCC unroll 8
       for (int i = 0; i < kSteps / 2; ++i) {
-        const int step = decltype(half)::value * kSteps / 2 + i;
-        Prefetch<kValues>::step(prefetch, step, kSteps);
-        Products::template add<kVecs, kRows>(block, zeros, rows, row_offset, step, sums);
+        add_step(b, decltype(half)::value * kSteps / 2 + i, prefetch, sums);
       }
     };
     if constexpr (!kScaled) {
       add_half(Count<0>{}, acc);
       add_half(Count<1>{}, acc);
     } else {
-      clear_chain();
+      clear(chain);
       add_half(Count<0>{}, chain);
       if (slab.half_scales) {
-        add_chain(scales);
-        scales += kPanelRows;
-        clear_chain();
+        add_chain(chain);
+        clear(chain);
       }
       add_half(Count<1>{}, chain);
-      add_chain(scales);
-      scales += kPanelRows;
+      add_chain(chain);
     }
   }
 #pragma GCC unroll 16
@@ -600,7 +619,7 @@ static void pair_slab(const MultiplyJob& job, Slab slab, bool fresh) {
   constexpr int kTileRows = kScaled ? Isa::kTileRowsScaled : Isa::kTileRowsFloat;
   constexpr bool kStored = kValues == PanelValues::kBf16;
   if constexpr (multiplies_pairs(kValues)) {
-    if (kStored || (!job.layout->zero_points && job.num_rows <= kTileRows)) {
+    if (kStored || (!job.layout->zero_points && job.num_rows <= kMaxDirectTiles * kTileRows)) {
       return float_rows<Isa, PairProducts<Isa, kValues>, kScaled, kTileRows>(job, slab, fresh);
     }
   }

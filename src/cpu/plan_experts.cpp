@@ -10,11 +10,13 @@
 namespace switchyard::cpu {
 namespace {
 
-// Shares of the measured limits that a layer is taken to reach. Assumed, not fitted: `switchyard
-// bench` prints the real ones (results/cpu).
-constexpr double kReadShare = 0.90;
+// Shares of the measured limits that a layer reaches: medians of results/cpu (EPYC Zen 4, 2
+// threads), over its rows of up to 16 tokens, of 256 and 1024 tokens with int8 and of 1024 tokens
+// with f32 products. The bf16 share is that of bench_steps' panels, 16 and 64 rows, in L2.
+constexpr double kReadShare = 0.87;
 constexpr double kIntegerShare = 0.60;
 constexpr double kFloatShare = 0.80;
+constexpr double kPairShare = 0.90;
 
 const char* values_name(PanelValues values) {
   switch (values) {
@@ -40,12 +42,20 @@ std::string regime(const PackedStage& stage, const Kernels& kernels, double rows
                      tile);
 }
 
-std::string kernel_name(const PackedStage& stage, const Kernels& kernels) {
-  return fmt::format("{}_{}_x_{}", kernels.name, values_name(stage.packing.layout.values),
-                     stage.rows.integer() ? "int8" : "f32");
+/// What the rows of a stage are when hidden states are bf16.
+RowValues row_values(const ExpertPanels& panels, const PackedStage& stage) {
+  return &stage == &panels.gate_up && panels.takes_bf16_input() ? RowValues::kBf16
+                                                                : stage.rows.values;
 }
 
-std::string arithmetic(const PackedStage& stage) {
+std::string kernel_name(const PackedStage& stage, RowValues rows, const Kernels& kernels) {
+  return fmt::format("{}_{}_x_{}", kernels.name, values_name(stage.packing.layout.values),
+                     rows == RowValues::kInt8   ? "int8"
+                     : rows == RowValues::kBf16 ? "bf16"
+                                                : "f32");
+}
+
+std::string arithmetic(const PackedStage& stage, RowValues rows) {
   if (stage.packing.decoded)
     return "weights kept as exact f32 (no panel format holds their scales)";
   if (stage.rows.integer()) return "int8 activations per 32, exact int32 products";
@@ -53,6 +63,7 @@ std::string arithmetic(const PackedStage& stage) {
     return fmt::format("activations rounded to {}, f32 products",
                        to_string(stage.activation_format));
   }
+  if (rows == RowValues::kBf16) return "bf16 hidden states as given, two products at a time";
   return "activations as given, f32 products";
 }
 
@@ -60,14 +71,16 @@ void add_stage(const char* name, const ExpertPanels& panels, const PackedStage& 
                double distinct, double rows, double row_bytes, const MachineLimits& limits,
                Plan& plan) {
   const double rows_per_expert = distinct > 0 ? rows / distinct : 0;
-  PlanStep step{.step = name, .kernel = kernel_name(stage, *panels.kernels)};
-  step.why =
-      fmt::format("{}; {}", regime(stage, *panels.kernels, rows_per_expert), arithmetic(stage));
+  const RowValues values = row_values(panels, stage);
+  PlanStep step{.step = name, .kernel = kernel_name(stage, values, *panels.kernels)};
+  step.why = fmt::format("{}; {}", regime(stage, *panels.kernels, rows_per_expert),
+                         arithmetic(stage, values));
   step.bytes = distinct * static_cast<double>(stage.expert_bytes()) + row_bytes;
   step.flops = 2.0 * rows * static_cast<double>(stage.num_matrices) *
                static_cast<double>(stage.num_outputs) * static_cast<double>(stage.num_inputs);
-  const double peak =
-      stage.rows.integer() ? limits.int8_gops * kIntegerShare : limits.f32_gflops * kFloatShare;
+  const double peak = values == RowValues::kInt8   ? limits.int8_gops * kIntegerShare
+                      : values == RowValues::kBf16 ? limits.bf16_gflops * kPairShare
+                                                   : limits.f32_gflops * kFloatShare;
   step.predicted_us = predict_us(step.bytes, step.flops, limits.read_gbps * kReadShare, peak);
   plan.steps.push_back(std::move(step));
 }

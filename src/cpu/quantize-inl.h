@@ -111,11 +111,27 @@ void load_values(const QuantizeSegment& segment, int64_t begin, int64_t count, f
   for (int64_t i = 0; i < count; ++i) values[i] = flush(values[i] * flush(channel_scale[i]));
 }
 
+/// for_each_block where begin is a multiple of kBlock: a loop over a block has a constant count.
+template <int64_t kBlock, class Body>
+inline void for_each_whole_block(int64_t begin, int64_t count, Body body) {
+  const int64_t first = begin / kBlock;
+  const int64_t num_whole = count / kBlock;
+  for (int64_t i = 0; i < num_whole; ++i) body(first + i, i * kBlock, i * kBlock + kBlock);
+  if (num_whole * kBlock < count) body(first + num_whole, num_whole * kBlock, count);
+}
+
 /// Calls body(block, begin, end) for the part of each block inside [begin, begin + count),
-/// positions counted from begin.
+/// positions counted from begin, a multiple of kPiece.
 template <class Body>
 inline void for_each_block(const QuantizeSegment& segment, int64_t begin, int64_t count,
                            Body body) {
+  static_assert(kPiece % 128 == 0);
+  switch (segment.block) {
+    case 16: return for_each_whole_block<16>(begin, count, body);
+    case 32: return for_each_whole_block<32>(begin, count, body);
+    case 128: return for_each_whole_block<128>(begin, count, body);
+    default: break;
+  }
   int64_t block = begin / segment.block;
   for (int64_t at = 0; at < count; ++block) {
     const int64_t end = smaller((block + 1) * segment.block - begin, count);
@@ -165,7 +181,9 @@ void encode(const QuantizeSegment& segment, const float* inverses, uint8_t* code
       if (count % 2 != 0) single[count] = Code::kZero;
       uint8_t* bytes = codes + begin / 2;
       for (int64_t i = 0; i < (count + 1) / 2; ++i) {
-        bytes[i] = static_cast<uint8_t>(single[2 * i] | single[2 * i + 1] << 4);
+        uint16_t pair;  // a shape that vectorises
+        __builtin_memcpy(&pair, single + 2 * i, sizeof(pair));
+        bytes[i] = static_cast<uint8_t>(pair | pair >> 4);
       }
     }
   }

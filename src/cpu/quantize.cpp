@@ -44,8 +44,9 @@ struct Columns {
 
 class Quantizer {
  public:
-  explicit Quantizer(const ops::QuantizeArgs& args)
+  Quantizer(const ops::QuantizeArgs& args, Executor& executor)
       : args_(args),
+        executor_(executor),
         how_{args.format, args.rounding, args.power_of_two_scales, args.scales.type,
              args.global_scale},
         rows_(args.values.extent(0)),
@@ -60,15 +61,14 @@ class Quantizer {
       return;
     }
     const int64_t height = args_.scale_block.rows;
-    parallel_for(default_pool(), ceil_div(rows_, height), grain() / height,
-                 [&](int64_t first, int64_t last) {
-                   for (int64_t band = first; band < last; ++band) {
-                     const int64_t end = std::min((band + 1) * height, rows_);
-                     for_each_chunk([&](const Columns& columns) {
-                       run_band(band, band * height, end, columns);
-                     });
-                   }
-                 });
+    parallel_for(
+        executor_, ceil_div(rows_, height), grain() / height, [&](int64_t first, int64_t last) {
+          for (int64_t band = first; band < last; ++band) {
+            const int64_t end = std::min((band + 1) * height, rows_);
+            for_each_chunk(
+                [&](const Columns& columns) { run_band(band, band * height, end, columns); });
+          }
+        });
   }
 
  private:
@@ -148,7 +148,7 @@ class Quantizer {
   void run_tensor(const Columns& columns) const {
     const int64_t num_blocks = ceil_div(columns.count, block_cols_);
     std::array<std::atomic<uint32_t>, kMaxBlocks> shared{};
-    parallel_for(default_pool(), rows_, grain(), [&](int64_t begin, int64_t end) {
+    parallel_for(executor_, rows_, grain(), [&](int64_t begin, int64_t end) {
       std::array<uint32_t, kMaxBlocks> maxima;
       std::fill_n(maxima.begin(), num_blocks, 0u);
       raise_maxima(begin, end, columns, maxima.data());
@@ -164,12 +164,13 @@ class Quantizer {
     }
     std::array<float, kMaxBlocks> inverses;
     store_scales(0, columns, maxima.data(), inverses.data());
-    parallel_for(default_pool(), rows_, grain(), [&](int64_t begin, int64_t end) {
+    parallel_for(executor_, rows_, grain(), [&](int64_t begin, int64_t end) {
       encode_rows(begin, end, columns, inverses.data());
     });
   }
 
   const ops::QuantizeArgs& args_;
+  Executor& executor_;
   BlockQuantization how_;
   int64_t rows_, cols_, block_cols_;
   size_t type_, code_;
@@ -177,6 +178,8 @@ class Quantizer {
 
 }  // namespace
 
-void quantize(const ops::QuantizeArgs& args) { Quantizer(args).run(); }
+void quantize(const ops::QuantizeArgs& args, Executor& executor) {
+  Quantizer(args, executor).run();
+}
 
 }  // namespace switchyard::cpu

@@ -32,10 +32,10 @@ double sum_of_squares(const TensorView& input, int64_t first, int64_t num_column
 
 }  // namespace
 
-void rms_norm(const RmsNormArgs& args) {
+void rms_norm(const RmsNormArgs& args, Executor& executor) {
   const int64_t num_columns = args.input.extent(1);
   const int64_t num_tokens = rows_to_compute(args.num_tokens, args.input.extent(0));
-  for_row_ranges(num_tokens, num_columns, [&](int64_t begin, int64_t end) {
+  for_row_ranges(executor, num_tokens, num_columns, [&](int64_t begin, int64_t end) {
     float values[kTileColumns];
     float scale[kTileColumns];
     for (int64_t token = begin; token < end; ++token) {

@@ -44,7 +44,7 @@ void route_tokens(const Gating& gating, const ops::RouteArgs& args, int64_t begi
 
 }  // namespace
 
-void route(const RoutingSpec& spec, const ops::RouteArgs& args) {
+void route(const RoutingSpec& spec, const ops::RouteArgs& args, Executor& executor) {
   const int64_t num_tokens = args.router_logits.extent(0);
   const int64_t top_k = args.topk_ids.extent(1);
   const Gating gating{.spec = spec,
@@ -53,7 +53,7 @@ void route(const RoutingSpec& spec, const ops::RouteArgs& args) {
                       .selection_bias = args.selection_bias.as<const float>(),
                       .per_expert_scale = args.per_expert_scale.as<const float>()};
   const int64_t num_routed = rows_to_compute(args.num_tokens, num_tokens);
-  for_row_ranges(num_routed, gating.num_experts,
+  for_row_ranges(executor, num_routed, gating.num_experts,
                  [&](int64_t begin, int64_t end) { route_tokens(gating, args, begin, end); });
   const int64_t num_left = (num_tokens - num_routed) * top_k;
   std::fill_n(args.topk_ids.as<int32_t>() + num_routed * top_k, num_left, -1);

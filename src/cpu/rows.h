@@ -50,23 +50,23 @@ inline int64_t rows_to_compute(const TensorView& num_tokens, int64_t num_rows) {
   return std::clamp<int64_t>(num_tokens.as<const int32_t>()[0], 0, num_rows);
 }
 
-/// body(begin, end) over [0, num_rows) on the process-wide pool. A piece has at least 8192
+/// body(begin, end) over [0, num_rows). A piece has at least 8192
 /// elements: about 10 us of work, what waking a thread costs.
 template <class Body>
-void for_row_ranges(int64_t num_rows, int64_t elements_per_row, Body&& body) {
+void for_row_ranges(Executor& executor, int64_t num_rows, int64_t elements_per_row, Body&& body) {
   constexpr int64_t kMinElements = 8192;
-  ThreadPool& pool = default_pool();
-  const int64_t quarter_share = num_rows / (int64_t{4} * pool.num_threads());
+  const int64_t quarter_share = num_rows / (int64_t{4} * executor.num_threads());
   const int64_t min_rows = kMinElements / std::max<int64_t>(elements_per_row, 1);
-  parallel_for(pool, num_rows, std::max(quarter_share, min_rows), std::forward<Body>(body));
+  parallel_for(executor, num_rows, std::max(quarter_share, min_rows), std::forward<Body>(body));
 }
 
 /// body(row, column, n) over tiles of n <= kTileColumns columns of [num_rows, num_columns];
 /// elements_per_column is what a column costs.
 template <class Body>
-void for_tiles(int64_t num_rows, int64_t num_columns, int64_t elements_per_column, Body&& body) {
+void for_tiles(Executor& executor, int64_t num_rows, int64_t num_columns,
+               int64_t elements_per_column, Body&& body) {
   const int64_t tiles_per_row = ceil_div(num_columns, kTileColumns);
-  for_row_ranges(num_rows * tiles_per_row, kTileColumns * elements_per_column,
+  for_row_ranges(executor, num_rows * tiles_per_row, kTileColumns * elements_per_column,
                  [&](int64_t begin, int64_t end) {
                    for (int64_t tile = begin; tile < end; ++tile) {
                      const int64_t column = tile % tiles_per_row * kTileColumns;

@@ -25,8 +25,9 @@ void fill(const TensorView& tensor, int64_t begin, int64_t end, T value) {
 
 class Sorter {
  public:
-  explicit Sorter(const ops::SortArgs& args)
+  Sorter(const ops::SortArgs& args, Executor& executor)
       : args_(args),
+        executor_(executor),
         num_tokens_(args.topk_ids.extent(0)),
         top_k_(args.topk_ids.extent(1)),
         num_routed_(rows_to_compute(args.num_local_tokens, num_tokens_)),
@@ -47,7 +48,7 @@ class Sorter {
  private:
   template <class Body>
   void for_chunks(Body&& body) const {
-    parallel_for(default_pool(), num_chunks_, 1, [&](int64_t begin, int64_t end) {
+    parallel_for(executor_, num_chunks_, 1, [&](int64_t begin, int64_t end) {
       for (int64_t chunk = begin; chunk < end; ++chunk) body(chunk);
     });
   }
@@ -141,6 +142,7 @@ class Sorter {
   }
 
   const ops::SortArgs& args_;
+  Executor& executor_;
   const int64_t num_tokens_;
   const int64_t top_k_;
   const int64_t num_routed_;
@@ -150,10 +152,10 @@ class Sorter {
   int32_t rows_[kMaxChunks][kMaxExperts];  // counts, then next rows, per local expert
 };
 
-void zero(const TensorView& buffer) {
+void zero(const TensorView& buffer, Executor& executor) {
   const int64_t bytes = buffer.num_elements() * element_bytes(buffer.type);
   constexpr int64_t kPiece = 16;
-  for_row_ranges(ceil_div(bytes, kPiece), 1, [&](int64_t begin, int64_t end) {
+  for_row_ranges(executor, ceil_div(bytes, kPiece), 1, [&](int64_t begin, int64_t end) {
     const int64_t last = std::min(end * kPiece, bytes);
     std::memset(buffer.as<char>() + begin * kPiece, 0, static_cast<size_t>(last - begin * kPiece));
   });
@@ -161,9 +163,9 @@ void zero(const TensorView& buffer) {
 
 }  // namespace
 
-void sort(const ops::SortArgs& args) {
-  Sorter(args).run();
-  if (!args.moe_buf.empty()) zero(args.moe_buf);
+void sort(const ops::SortArgs& args, Executor& executor) {
+  Sorter(args, executor).run();
+  if (!args.moe_buf.empty()) zero(args.moe_buf, executor);
 }
 
 }  // namespace switchyard::cpu

@@ -103,11 +103,4 @@ void parallel_for(Executor& executor, int64_t count, int64_t grain, Body&& body)
   });
 }
 
-/// The same on the process-wide pool, in about four pieces per thread.
-template <class Body>
-void parallel_for(int64_t count, Body&& body) {
-  ThreadPool& pool = default_pool();
-  parallel_for(pool, count, count / (int64_t{4} * pool.num_threads()), std::forward<Body>(body));
-}
-
 }  // namespace switchyard::cpu

@@ -76,6 +76,12 @@ struct Layer::Impl {
     TensorView topk_ids, topk_weights;
     std::optional<RouteRequest> request{};
   };
+  ops::Execution execution(Stream stream) const {
+    return {.backend = backend().kind(),
+            .device = options.device,
+            .stream = stream,
+            .executor = experts->executor()};
+  }
   Choice route(const ForwardArgs& args, const LayerWorkspace& layout, Workspace workspace,
                Stream stream) const;
   TensorView run_shared(const ForwardArgs& args, const LayerWorkspace& layout, Workspace workspace,
@@ -201,7 +207,7 @@ Layer::Impl::Choice Layer::Impl::route(const ForwardArgs& args, const LayerWorks
                           .epsilon = input_norm_epsilon,
                           .num_tokens = args.num_tokens,
                           .output = input},
-                         {.backend = backend().kind(), .device = options.device, .stream = stream});
+                         execution(stream));
     }
     logits = TensorView::contiguous(layout.router_logits.in(workspace), DataType::kF32,
                                     {num_tokens, spec.num_routed()});
@@ -231,8 +237,7 @@ Layer::Impl::Choice Layer::Impl::route(const ForwardArgs& args, const LayerWorks
   if (experts->routes(num_tokens)) {
     choice.request = request;
   } else {
-    backend().route(request.spec, request.args,
-                    {.backend = backend().kind(), .device = options.device, .stream = stream});
+    backend().route(request.spec, request.args, execution(stream));
   }
   return choice;
 }
@@ -295,7 +300,7 @@ void Layer::Impl::run_experts(const ForwardArgs& args, const Choice& choice,
                         .epsilon = spec.latent_norm_epsilon,
                         .num_tokens = args.num_tokens,
                         .output = sum},
-                       {.backend = backend().kind(), .device = options.device, .stream = stream});
+                       execution(stream));
   }
   latent_up->run(
       {.input = sum, .addend = addend, .num_tokens = args.num_tokens, .output = args.output}, step,

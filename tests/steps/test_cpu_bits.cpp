@@ -40,6 +40,17 @@ ExpertsCall first_tokens(const ExpertsCall& call, int64_t count) {
   return part;
 }
 
+/// The same call with the same values in f32: bf16 hidden states may take kernels of their own.
+ExpertsCall with_f32_hidden_states(const ExpertsCall& call) {
+  ExpertsCall widened = first_tokens(call, call.size());
+  widened.hidden_states =
+      Buffer(DataType::kF32, {call.size(), call.hidden_states.view().extent(1)});
+  for (int64_t i = 0; i < call.hidden_states.size(); ++i) {
+    widened.hidden_states.set(i, call.hidden_states.at(i));
+  }
+  return widened;
+}
+
 /// Rows of `part` equal the first rows of `whole`.
 bool rows_equal(const Buffer& part, const Buffer& whole) {
   return std::memcmp(part.as<char>(), whole.as<char>(), static_cast<size_t>(part.bytes())) == 0;
@@ -67,7 +78,10 @@ TEST(CpuBits, SameForEveryBatchThreadCountAndInstructionSet) {
       spec.intermediate_size = 40;
       spec.activation_format = activations;
       const RandomWeights weights(spec, {.matrix = c.matrix});
-      const ExpertsCall thousand = random_call(random, spec, 1000, DataType::kF32);
+      const bool as_given = activations == ActivationFormat::kNone;
+      const ExpertsCall thousand =
+          random_call(random, spec, 1000, as_given ? DataType::kBf16 : DataType::kF32);
+      const ExpertsCall widened = with_f32_hidden_states(thousand);
       const ExpertsCall batch = first_tokens(thousand, 64);
       const ExpertsCall alone = first_tokens(thousand, 1);
       Buffer expected;
@@ -82,7 +96,52 @@ TEST(CpuBits, SameForEveryBatchThreadCountAndInstructionSet) {
           ASSERT_TRUE(same_bits(whole, expected));
           ASSERT_TRUE(rows_equal(run_experts(*experts, spec, batch), expected));
           ASSERT_TRUE(rows_equal(run_experts(*experts, spec, alone), expected));
+          ASSERT_TRUE(same_bits(run_experts(*experts, spec, widened), expected));
         }
+      }
+    }
+  }
+}
+
+TEST(CpuBits, LargestIntegerSumsAreExactOnEveryInstructionSet) {
+  // Activations of +-127 under the largest codes of one sign: what 16-bit sums can just hold.
+  Random random(35);
+  const FormatCase cases[] = {{"mxfp4", Format::kMxfp4, {1, 32}},
+                              {"nvfp4", Format::kNvfp4, {1, 16}},
+                              {"int4", Format::kInt4, {1, 32}},
+                              {"int4 zero points", Format::kInt4, {1, 32}, {.zero_points = true}},
+                              {"int8", Format::kInt8, {1, 0}}};
+  for (const FormatCase& c : cases) {
+    LayerSpec spec = odd_spec(c.format, c.block);
+    spec.activation = {.kind = Activation::kRelu2};  // no gate: sums reach the output as they are
+    spec.activation_format = ActivationFormat::kInt8Block32;
+    for (const int code : {0x00, 0x77, 0x7f, 0x80, 0xf0, 0xf7, 0xff}) {
+      SCOPED_TRACE(fmt::format("{}, bytes of {:#04x}", c.name, code));
+      RandomWeights weights(spec, {.matrix = c.matrix});
+      for (int64_t e = 0; e < spec.num_experts; ++e) {
+        const ExpertWeights& expert = weights.expert(e);
+        for (const WeightMatrix* m : {&expert.up, &expert.down}) {
+          const auto bytes = static_cast<size_t>(m->rows * m->cols * element_bits(c.format) / 8);
+          std::memset(m->values.as<uint8_t>(), code, bytes);
+          if (m->zero_points.empty()) continue;
+          std::memset(m->zero_points.as<uint8_t>(), code == 0 ? 15 : 0,
+                      static_cast<size_t>(m->zero_points.num_elements()));
+        }
+      }
+      ExpertsCall call = random_call(random, spec, 40, DataType::kF32);
+      for (int64_t i = 0; i < call.hidden_states.size(); ++i) {
+        const int64_t token = i / spec.hidden_size, col = i % spec.hidden_size;
+        const bool negative = token % 3 == 1 || (token % 3 == 2 && col % 4 >= 2);
+        call.hidden_states.set(i, negative ? -1.0 : 1.0);
+      }
+      const auto exact = reference_backend().pack_experts(spec, weights.weights().experts, {});
+      const Buffer truth = run_experts(*exact, spec, call);
+      for (const std::string& level : available_levels()) {
+        const auto experts =
+            cpu_backend().pack_experts(spec, weights.weights().experts, {.cpu_isa = level});
+        EXPECT_TRUE(within(run_experts(*experts, spec, call), truth,
+                           error_bound(spec, BackendKind::kCpu, call.output_type), call.topk_ids))
+            << level;
       }
     }
   }

@@ -274,5 +274,107 @@ TEST(CpuLimits, AreMeasuredAndPlausible) {
   EXPECT_THROW(measure_limits(BackendKind::kReference), Error);
 }
 
+/// Runs everything on the calling thread and counts what it was given.
+class CountingExecutor final : public Executor {
+ public:
+  int num_threads() const noexcept override { return 2; }
+  void run(void (*fn)(void* context, int thread), void* context) override {
+    ++num_runs;
+    fn(context, 1);
+    fn(context, 0);
+  }
+  int num_runs = 0;
+};
+
+TEST(CpuOps, StepsRunOnTheGivenExecutor) {
+  constexpr int64_t kTokens = 1024, kExperts = 64, kTopK = 4, kHidden = 256;
+  Random random(45);
+  CountingExecutor executor;
+  const auto runs_of = [&](const auto& step) {
+    const int before = executor.num_runs;
+    step(ops::Execution{.executor = &executor});
+    return executor.num_runs - before;
+  };
+  const Buffer logits = Buffer::normal(random, DataType::kF32, {kTokens, kExperts});
+  const Buffer ids(DataType::kI32, {kTokens, kTopK});
+  const Buffer weights(DataType::kF32, {kTokens, kTopK});
+  EXPECT_GT(runs_of([&](const ops::Execution& where) {
+              ops::route({}, {.router_logits = logits, .topk_ids = ids, .topk_weights = weights},
+                         where);
+            }),
+            0);
+  const int64_t capacity = ops::sort_capacity(kTokens, kTopK, kExperts, 32);
+  const Buffer sorted_ids(DataType::kI32, {capacity});
+  const Buffer sorted_weights(DataType::kF32, {capacity});
+  const Buffer expert_ids(DataType::kI32, {capacity / 32});
+  const Buffer num_valid(DataType::kI32, {2});
+  const Buffer moe_buf(DataType::kF32, {kTokens, kHidden});
+  EXPECT_GT(runs_of([&](const ops::Execution& where) {
+              ops::sort({.topk_ids = ids,
+                         .topk_weights = weights,
+                         .num_experts = kExperts,
+                         .unit_size = 32,
+                         .sorted_ids = sorted_ids,
+                         .sorted_weights = sorted_weights,
+                         .sorted_expert_ids = expert_ids,
+                         .num_valid_ids = num_valid,
+                         .moe_buf = moe_buf},
+                        where);
+            }),
+            0);
+  const Buffer input = Buffer::normal(random, DataType::kBf16, {kTokens, kHidden});
+  const Buffer codes(DataType::kI8, {kTokens, kHidden});
+  const Buffer scales(DataType::kF32, {kTokens, kHidden / 32});
+  EXPECT_GT(runs_of([&](const ops::Execution& where) {
+              ops::quantize({.input = input,
+                             .format = Format::kInt8,
+                             .scale_block = {1, 32},
+                             .values = codes,
+                             .scales = scales},
+                            where);
+            }),
+            0);
+}
+
+TEST(CpuOps, LayerRoutesOnItsExecutor) {
+  LayerSpec spec = odd_spec();
+  spec.num_experts = 64;
+  const RandomWeights weights(spec);
+  CountingExecutor executor;
+  const Layer layer =
+      Layer::create(spec, weights.weights(), {.backend = BackendKind::kCpu, .executor = &executor});
+  const Layer other = Layer::create(spec, weights.weights(), {.backend = BackendKind::kCpu});
+  constexpr int64_t kTokens = 600;
+  Random random(46);
+  const Buffer x = Buffer::normal(random, DataType::kF32, {kTokens, spec.hidden_size});
+  const Buffer logits = Buffer::normal(random, DataType::kF32, {kTokens, spec.num_experts});
+  const auto forward = [&](const Layer& on, bool routed, const Buffer& ids, const Buffer& chosen) {
+    const GuardedMemory workspace(on.workspace_bytes(kTokens));
+    Buffer y(DataType::kF32, {kTokens, spec.hidden_size});
+    ForwardArgs args{.hidden_states = x, .output = y};
+    if (routed) {
+      args.topk_ids = ids;
+      args.topk_weights = chosen;
+    } else {
+      args.router_logits = logits;
+      args.topk_ids_out = ids;
+      args.topk_weights_out = chosen;
+    }
+    on.forward(args, workspace.workspace());
+    return y;
+  };
+  const Buffer ids(DataType::kI32, {kTokens, spec.top_k});
+  const Buffer chosen(DataType::kF32, {kTokens, spec.top_k});
+  const Buffer with_routing = forward(layer, false, ids, chosen);
+  const int num_runs = executor.num_runs;
+  const Buffer without_routing = forward(layer, true, ids, chosen);
+  const int num_runs_routed = executor.num_runs - num_runs;
+  EXPECT_TRUE(same_bits(with_routing, without_routing));
+  EXPECT_TRUE(same_bits(with_routing, forward(other, false, ids, chosen)));
+  executor.num_runs = 0;
+  forward(layer, false, ids, chosen);
+  EXPECT_EQ(executor.num_runs, num_runs_routed + 1);  // route: one more
+}
+
 }  // namespace
 }  // namespace switchyard::test

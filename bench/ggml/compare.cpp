@@ -1,0 +1,316 @@
+// The routed experts of a layer beside llama.cpp's ggml: same sizes, same routing, same number of
+// threads, runs alternating, weights cold by rotation over layers. Build and run it with
+// scripts/ggml_compare.sh.
+
+#include <fmt/format.h>
+#include <ggml-alloc.h>
+#include <ggml-backend.h>
+#include <ggml.h>
+
+#include <CLI/CLI.hpp>
+#include <algorithm>
+#include <array>
+#include <chrono>
+#include <cstring>
+#include <memory>
+#include <numeric>
+#include <random>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "switchyard/calibrate.h"
+#include "switchyard/models.h"
+#include "switchyard/switchyard.h"
+
+namespace {
+
+using switchyard::DataType;
+using switchyard::Format;
+using switchyard::TensorView;
+
+constexpr int64_t kColdBytes = int64_t{3} << 29;  // of weights at least, beyond any cache
+
+struct Sizes {
+  int64_t experts, top_k, hidden, intermediate;
+};
+
+double milliseconds_of(const auto& call) {
+  const auto start = std::chrono::steady_clock::now();
+  call();
+  return std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - start)
+      .count();
+}
+
+double median(std::vector<double> values) {
+  std::nth_element(values.begin(), values.begin() + std::ssize(values) / 2, values.end());
+  return values[values.size() / 2];
+}
+
+/// One call's input: T tokens that choose K distinct experts uniformly.
+struct Call {
+  std::vector<float> x, weights;
+  std::vector<int32_t> ids;
+
+  Call(const Sizes& sizes, int64_t tokens, std::mt19937& random)
+      : x(static_cast<size_t>(tokens * sizes.hidden)),
+        weights(static_cast<size_t>(tokens * sizes.top_k), 1.0f / static_cast<float>(sizes.top_k)) {
+    std::normal_distribution<float> normal;
+    for (float& value : x) value = normal(random);
+    std::vector<int32_t> all(static_cast<size_t>(sizes.experts));
+    std::iota(all.begin(), all.end(), 0);
+    for (int64_t t = 0; t < tokens; ++t) {
+      for (size_t k = 0; k < static_cast<size_t>(sizes.top_k); ++k) {
+        std::swap(all[k], all[k + random() % (all.size() - k)]);
+        ids.push_back(all[k]);
+      }
+    }
+  }
+};
+
+/// How both sides store a weight: our format and ggml's, block by block of 32 columns.
+struct Storage {
+  Format format;
+  ggml_type type;
+  int64_t value_bytes, scale_bytes;  // ours, per block
+};
+
+Storage storage_of(const std::string& name) {
+  if (name == "mxfp4") return {Format::kMxfp4, GGML_TYPE_MXFP4, 16, 1};
+  if (name == "int8") return {Format::kInt8, GGML_TYPE_Q8_0, 32, 2};
+  if (name == "bf16") return {Format::kBf16, GGML_TYPE_BF16, 64, 0};
+  throw std::runtime_error("format is " + name + "; expected mxfp4, int8 or bf16");
+}
+
+/// Small finite values in every format.
+void fill(std::vector<uint8_t>& bytes, std::mt19937& random) {
+  for (size_t i = 0; i < bytes.size(); ++i) {
+    bytes[i] = i % 2 != 0 ? 0x3b : static_cast<uint8_t>(random() % 0x78);
+  }
+}
+
+/// Our layers. All experts are packed from the same stored bytes; packed, each has its own.
+class Ours {
+ public:
+  Ours(const Sizes& sizes, const Storage& storage, int64_t layers, int threads) : sizes_(sizes) {
+    std::mt19937 random(1);
+    const int64_t blocks = sizes.hidden * sizes.intermediate / 32;
+    values_.resize(static_cast<size_t>(blocks * storage.value_bytes));
+    scales_.resize(static_cast<size_t>(blocks * storage.scale_bytes), 0x20);
+    fill(values_, random);
+    switchyard::LayerSpec spec{.num_experts = sizes.experts,
+                               .top_k = sizes.top_k,
+                               .hidden_size = sizes.hidden,
+                               .intermediate_size = sizes.intermediate};
+    spec.weight_format = storage.format;
+    if (storage.scale_bytes != 0) spec.weight_scale_block = {1, 32};
+    const auto matrix = [&](int64_t rows, int64_t cols) {
+      return this->matrix(storage, rows, cols);
+    };
+    const switchyard::Weights weights{
+        .experts = {.num_experts = sizes.experts, .load = [&](int64_t) {
+                      return switchyard::ExpertWeights{
+                          .gate = matrix(sizes.intermediate, sizes.hidden),
+                          .up = matrix(sizes.intermediate, sizes.hidden),
+                          .down = matrix(sizes.hidden, sizes.intermediate)};
+                    }}};
+    for (int64_t i = 0; i < layers; ++i) {
+      layers_.push_back(switchyard::Layer::create(
+          spec, weights, {.backend = switchyard::BackendKind::kCpu, .num_threads = threads}));
+    }
+  }
+
+  void run(size_t layer, const Call& call, int64_t tokens) {
+    const int64_t bytes = layers_[layer].workspace_bytes(tokens);
+    const auto room = static_cast<size_t>(bytes + switchyard::kWorkspaceAlignment);
+    if (workspace_.size() < room) workspace_.resize(room);
+    output_.resize(call.x.size());
+    void* data = workspace_.data();
+    size_t space = workspace_.size();
+    std::align(switchyard::kWorkspaceAlignment, static_cast<size_t>(bytes), data, space);
+    const auto floats = [](const std::vector<float>& from, int64_t rows) {
+      return TensorView::contiguous(const_cast<float*>(from.data()), DataType::kF32,
+                                    {rows, std::ssize(from) / rows});
+    };
+    layers_[layer].forward(
+        {.hidden_states = floats(call.x, tokens),
+         .output = floats(output_, tokens),
+         .topk_ids = TensorView::contiguous(const_cast<int32_t*>(call.ids.data()), DataType::kI32,
+                                            {tokens, sizes_.top_k}),
+         .topk_weights = floats(call.weights, tokens)},
+        {.data = data, .bytes = bytes});
+  }
+
+ private:
+  switchyard::WeightMatrix matrix(const Storage& storage, int64_t rows, int64_t cols) {
+    switchyard::WeightMatrix m{.format = storage.format, .rows = rows, .cols = cols};
+    const DataType type = storage.format == Format::kMxfp4  ? DataType::kU8
+                          : storage.format == Format::kInt8 ? DataType::kI8
+                                                            : DataType::kBf16;
+    const int64_t units = storage.format == Format::kMxfp4 ? cols / 2 : cols;
+    m.values = TensorView::contiguous(values_.data(), type, {rows, units});
+    if (storage.scale_bytes != 0) {
+      m.scales = TensorView::contiguous(scales_.data(),
+                                        storage.scale_bytes == 1 ? DataType::kU8 : DataType::kF16,
+                                        {rows, cols / 32});
+      m.scale_block = {1, 32};
+    }
+    return m;
+  }
+
+  Sizes sizes_;
+  std::vector<uint8_t> values_, scales_;
+  std::vector<std::byte> workspace_;
+  std::vector<float> output_;
+  std::vector<switchyard::Layer> layers_;
+};
+
+/// ggml's CPU backend through its public API, as llama.cpp builds the block: three mul_mat_id,
+/// swiglu, weighting, the sum over slots. MXFP4 in the repacked buffer where there is one.
+class Peer {
+ public:
+  Peer(const Sizes& sizes, const Storage& storage, int64_t layers, int threads) : sizes_(sizes) {
+    ggml_backend_load_all();
+    backend_ = ggml_backend_init_by_type(GGML_BACKEND_DEVICE_TYPE_CPU, nullptr);
+    if (backend_ == nullptr) throw std::runtime_error("ggml has no CPU backend here");
+    ggml_backend_dev_t device = ggml_backend_get_device(backend_);
+    ggml_backend_reg_t reg = ggml_backend_dev_backend_reg(device);
+    if (const auto set_threads = reinterpret_cast<ggml_backend_set_n_threads_t>(
+            ggml_backend_reg_get_proc_address(reg, "ggml_backend_set_n_threads"))) {
+      set_threads(backend_, threads);
+    }
+    context_ = ggml_init({.mem_size = ggml_tensor_overhead() * static_cast<size_t>(3 * layers + 8),
+                          .mem_buffer = nullptr,
+                          .no_alloc = true});
+    for (int64_t i = 0; i < layers; ++i) {
+      const auto tensor = [&](int64_t cols, int64_t rows) {
+        return ggml_new_tensor_3d(context_, storage.type, cols, rows, sizes.experts);
+      };
+      weights_.push_back({tensor(sizes.hidden, sizes.intermediate),
+                          tensor(sizes.hidden, sizes.intermediate),
+                          tensor(sizes.intermediate, sizes.hidden)});
+    }
+    ggml_backend_buffer_type_t type = ggml_backend_get_default_buffer_type(backend_);
+    if (storage.type == GGML_TYPE_MXFP4) type = repacked(device, reg, type);
+    buffer_name_ = ggml_backend_buft_name(type);
+    buffer_ = ggml_backend_alloc_ctx_tensors_from_buft(context_, type);
+    if (buffer_ == nullptr) throw std::runtime_error("ggml has no memory for the weights");
+    std::mt19937 random(1);
+    std::vector<uint8_t> bytes(ggml_nbytes(weights_[0][0]));
+    fill(bytes, random);
+    for (const auto& layer : weights_) {
+      for (ggml_tensor* tensor : layer) {
+        ggml_backend_tensor_set(tensor, bytes.data(), 0, ggml_nbytes(tensor));
+      }
+    }
+  }
+  ~Peer() {
+    ggml_backend_buffer_free(buffer_);
+    ggml_free(context_);
+    ggml_backend_free(backend_);
+  }
+  Peer(const Peer&) = delete;
+  Peer& operator=(const Peer&) = delete;
+
+  const std::string& buffer_name() const { return buffer_name_; }
+
+  /// Milliseconds of the graph alone; building it and copying inputs are not counted.
+  double run(size_t layer, const Call& call, int64_t tokens) {
+    ggml_context* context =
+        ggml_init({.mem_size = size_t{4} << 20, .mem_buffer = nullptr, .no_alloc = true});
+    ggml_tensor* x = ggml_new_tensor_3d(context, GGML_TYPE_F32, sizes_.hidden, 1, tokens);
+    ggml_tensor* ids = ggml_new_tensor_2d(context, GGML_TYPE_I32, sizes_.top_k, tokens);
+    ggml_tensor* slots = ggml_new_tensor_3d(context, GGML_TYPE_F32, 1, sizes_.top_k, tokens);
+    const auto& [gate, up, down] = weights_[layer];
+    ggml_tensor* h = ggml_swiglu_split(context, ggml_mul_mat_id(context, gate, x, ids),
+                                       ggml_mul_mat_id(context, up, x, ids));
+    ggml_tensor* each = ggml_mul(context, ggml_mul_mat_id(context, down, h, ids), slots);
+    ggml_tensor* sum = nullptr;
+    for (int64_t k = 0; k < sizes_.top_k; ++k) {
+      ggml_tensor* slot = ggml_view_2d(context, each, sizes_.hidden, tokens, each->nb[2],
+                                       static_cast<size_t>(k) * each->nb[1]);
+      sum = sum == nullptr ? slot : ggml_add(context, sum, slot);
+    }
+    ggml_cgraph* graph = ggml_new_graph(context);
+    ggml_build_forward_expand(graph, sum);
+    ggml_backend_buffer_t memory = ggml_backend_alloc_ctx_tensors(context, backend_);
+    const auto set = [](ggml_tensor* tensor, const auto& from) {
+      ggml_backend_tensor_set(tensor, from.data(), 0, from.size() * sizeof(from[0]));
+    };
+    set(x, call.x);
+    set(ids, call.ids);
+    set(slots, call.weights);
+    const double ms = milliseconds_of([&] { ggml_backend_graph_compute(backend_, graph); });
+    ggml_backend_buffer_free(memory);
+    ggml_free(context);
+    return ms;
+  }
+
+ private:
+  static ggml_backend_buffer_type_t repacked(ggml_backend_dev_t device, ggml_backend_reg_t reg,
+                                             ggml_backend_buffer_type_t otherwise) {
+    const auto extra = reinterpret_cast<ggml_backend_dev_get_extra_bufts_t>(
+        ggml_backend_reg_get_proc_address(reg, "ggml_backend_dev_get_extra_bufts"));
+    ggml_backend_buffer_type_t* types = extra == nullptr ? nullptr : extra(device);
+    for (; types != nullptr && *types != nullptr; ++types) {
+      if (std::strstr(ggml_backend_buft_name(*types), "REPACK") != nullptr) return *types;
+    }
+    return otherwise;
+  }
+
+  Sizes sizes_;
+  ggml_backend_t backend_ = nullptr;
+  ggml_context* context_ = nullptr;
+  ggml_backend_buffer_t buffer_ = nullptr;
+  std::string buffer_name_;
+  std::vector<std::array<ggml_tensor*, 3>> weights_;
+};
+
+}  // namespace
+
+int main(int argc, char** argv) try {
+  std::string model = "qwen3-30b-a3b", format = "mxfp4";
+  std::vector<int64_t> token_counts{1, 16, 64, 256};
+  int threads = 0, rounds = 15;
+  CLI::App app{"Routed experts beside llama.cpp's ggml, runs alternating"};
+  app.add_option("--model", model, "shape, see switchyard models");
+  app.add_option("--format", format, "mxfp4, int8 (Q8_0) or bf16");
+  app.add_option("--tokens", token_counts)->delimiter(',');
+  app.add_option("--threads", threads, "0 = all cores");
+  app.add_option("--rounds", rounds);
+  CLI11_PARSE(app, argc, argv);
+
+  const switchyard::LayerSpec spec = switchyard::model_shape(model).spec;
+  const Sizes sizes{spec.num_experts, spec.top_k, spec.hidden_size, spec.intermediate_size};
+  const Storage storage = storage_of(format);
+  const int64_t layer_bytes = 3 * sizes.experts * sizes.hidden * sizes.intermediate / 32 *
+                              (storage.value_bytes + storage.scale_bytes);
+  const int64_t layers = std::max<int64_t>(2, (kColdBytes + layer_bytes - 1) / layer_bytes);
+  const auto before = switchyard::measure_limits(switchyard::BackendKind::kCpu, threads);
+  Ours ours(sizes, storage, layers, before.num_threads);
+  Peer peer(sizes, storage, layers, before.num_threads);
+  fmt::print("{} {}, {} threads, {} layers, ggml weights in {}\n", model, format,
+             before.num_threads, layers, peer.buffer_name());
+  fmt::print("{:>7} {:>12} {:>12} {:>8}\n", "tokens", "ours ms", "ggml ms", "ratio");
+  std::mt19937 random(2);
+  for (const int64_t tokens : token_counts) {
+    std::vector<double> own, other;
+    for (int round = -1; round < rounds; ++round) {  // the first is warm-up
+      const Call call(sizes, tokens, random);
+      const auto layer = static_cast<size_t>((round + 1) % layers);
+      const double own_ms = milliseconds_of([&] { ours.run(layer, call, tokens); });
+      const double peer_ms = peer.run(layer, call, tokens);
+      if (round < 0) continue;
+      own.push_back(own_ms);
+      other.push_back(peer_ms);
+    }
+    fmt::print("{:>7} {:>12.3f} {:>12.3f} {:>8.2f}\n", tokens, median(own), median(other),
+               median(other) / median(own));
+  }
+  const auto after = switchyard::measure_limits(switchyard::BackendKind::kCpu, threads);
+  fmt::print("read GB/s before {:.1f}, after {:.1f}\n", before.read_gbps, after.read_gbps);
+  return 0;
+} catch (const std::exception& error) {
+  fmt::print(stderr, "{}\n", error.what());
+  return 1;
+}
