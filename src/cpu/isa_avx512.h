@@ -118,13 +118,19 @@ struct Avx512 {
   }
   template <bool kFp4>
   SWITCHYARD_INLINE void nibbles(I codes, F* out) {
-    I pairs[2];
-    nibble_pairs(table_words(kFp4 ? kFp4Bf16 : kCodesBf16), codes, pairs);
-    for (int i = 0; i < 2; ++i) {
-      out[2 * i] = _mm512_castsi512_ps(
-          _mm512_and_si512(pairs[i], _mm512_set1_epi32(static_cast<int32_t>(0xffff0000u))));
-      out[2 * i + 1] = _mm512_castsi512_ps(_mm512_slli_epi32(pairs[i], 16));
-    }
+    out[0] = nibble<kFp4>(codes);
+    out[1] = nibble<kFp4>(_mm512_srli_epi32(codes, 8));
+    out[2] = nibble<kFp4>(_mm512_srli_epi32(codes, 16));
+    out[3] = nibble<kFp4>(_mm512_srli_epi32(codes, 24));
+  }
+  /// VPERMPS looks at the low four bits of an index only. (Pairs by VPERMW, then taken apart: 45
+  /// instead of 51 Gop/s.)
+  template <bool kFp4>
+  SWITCHYARD_INLINE F nibble(I codes) {
+    if (!kFp4) return _mm512_cvtepi32_ps(_mm512_and_si512(codes, _mm512_set1_epi32(15)));
+    return _mm512_permutexvar_ps(
+        codes, _mm512_setr_ps(0.0f, 0.5f, 1.0f, 1.5f, 2.0f, 3.0f, 4.0f, 6.0f, -0.0f, -0.5f, -1.0f,
+                              -1.5f, -2.0f, -3.0f, -4.0f, -6.0f));
   }
 
   static constexpr bool kWordCorrections = true;

@@ -380,40 +380,20 @@ template <class Isa, class Products, bool kScaled, int kVecs, int kRows>
     }
     scales += kPanelRows;
   };
-  const auto add_step = [&](int b, int step, const Prefetch<kValues>& prefetch,
-                            F(&sums)[kRows][kVecs]) {
-    Prefetch<kValues>::step(prefetch, step, kSteps);
-    Products::template add<kVecs, kRows>(unit_address<Isa, kValues>(slab.values, first_vec, 0) +
-                                             int64_t{b} * values_block_bytes(kValues),
-                                         slab.zeros + b * kPanelRows + first_vec * Isa::kLanes,
-                                         rows, int64_t{b} * Products::kRowBytes, step, sums);
-  };
   F chain[kRows][kVecs];
-  int b = 0;
-  if constexpr (kScaled && kRows == 1) {
-    // The chains of one block are bound by the latency of fma; those of two overlap.
-    F second[kRows][kVecs];
-    for (; !slab.half_scales && b + 2 <= slab.num_blocks; b += 2) {
-      const auto prefetch = Prefetch<kValues>::of(slab, b, first_vec == 0);
-      const auto prefetch_second = Prefetch<kValues>::of(slab, b + 1, first_vec == 0);
-      clear(chain);
-      clear(second);
-#pragma GCC unroll 16
-      for (int step = 0; step < kSteps; ++step) {
-        add_step(b, step, prefetch, chain);
-        add_step(b + 1, step, prefetch_second, second);
-      }
-      add_chain(chain);
-      add_chain(second);
-    }
-  }
-  for (; b < slab.num_blocks; ++b) {
+  for (int b = 0; b < slab.num_blocks; ++b) {
+    const uint8_t* block = unit_address<Isa, kValues>(slab.values, first_vec, 0) +
+                           int64_t{b} * values_block_bytes(kValues);
+    const int32_t* zeros = slab.zeros + b * kPanelRows + first_vec * Isa::kLanes;
+    const int64_t row_offset = int64_t{b} * Products::kRowBytes;
     const auto prefetch = Prefetch<kValues>::of(slab, b, first_vec == 0);
     // Columns [16 * half, 16 * half + 16).
     const auto add_half = [&](auto half, F(&sums)[kRows][kVecs]) {
 #pragma GCC unroll 8
       for (int i = 0; i < kSteps / 2; ++i) {
-        add_step(b, decltype(half)::value * kSteps / 2 + i, prefetch, sums);
+        const int step = decltype(half)::value * kSteps / 2 + i;
+        Prefetch<kValues>::step(prefetch, step, kSteps);
+        Products::template add<kVecs, kRows>(block, zeros, rows, row_offset, step, sums);
       }
     };
     if constexpr (!kScaled) {
