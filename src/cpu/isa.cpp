@@ -52,7 +52,7 @@ const std::array<Level, 5>& levels() {
         Level{"avx2_vnni", "AVX2 VNNI", avx2 && has_avx_vnni(), &kernels_avx2_vnni},
         Level{"avx512", "AVX-512", avx512, &kernels_avx512},
         Level{"avx512_vnni", "AVX-512 VNNI", vnni, &kernels_avx512_vnni},
-        Level{"avx512_bf16", "AVX-512 VNNI, BF16", bf16, &kernels_avx512_bf16}};
+        Level{"avx512_bf16", "AVX-512 VNNI BF16", bf16, &kernels_avx512_bf16}};
   }();
   return all;
 }
