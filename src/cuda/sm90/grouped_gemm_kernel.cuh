@@ -66,6 +66,7 @@ __global__ void __launch_bounds__(Traits::kConfig.num_threads(), 1)
   const int thread = static_cast<int>(threadIdx.x) % 128;
   if (threadIdx.x == 0) ring.init();
   __syncthreads();
+  wait_for_previous_kernel();
   // 64 K registers: three consumers of 152 and a producer of 56, or two of 232 and one of 40. A
   // gathering producer of 32 has one register pair for all addresses: 20 % slower at 192 rows.
   constexpr bool kThree = Traits::kConsumers == 3;
@@ -85,7 +86,8 @@ void launch_grouped_gemm(const GroupedGemmParams& params, int num_blocks, Stream
   launch(sm90_grouped_gemm_kernel<Traits>,
          {.grid = static_cast<unsigned>(num_blocks),
           .block = static_cast<unsigned>(Traits::kConfig.num_threads()),
-          .shared_bytes = Traits::kShared.bytes},
+          .shared_bytes = Traits::kShared.bytes,
+          .overlap_previous = true},
          static_cast<cudaStream_t>(stream.handle), params);
 }
 
