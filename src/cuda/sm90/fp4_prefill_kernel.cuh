@@ -12,24 +12,28 @@ __device__ void multiply_tiles(const Fp4PrefillParams& p, const Fp4PrefillRing<T
                                uint8_t* shared, const GroupedTileScheduler& scheduler, int consumer,
                                int thread) {
   Fp4PrefillConsumer<Traits> loop{p, ring, shared + Traits::kTablesAt, consumer, thread};
+  RingPosition<Traits::kFactBuffers> facts_at;
   const int num_tiles = static_cast<int>(scheduler.num_tiles());
   for (int t = static_cast<int>(blockIdx.x); t < num_tiles; t += static_cast<int>(gridDim.x)) {
     const GroupedTile tile = scheduler.tile(t);
     const int row_block = tile.column * Traits::kConsumers + consumer;
     if (row_block >= p.num_row_blocks) {
       loop.skip_tile();
-      continue;
+    } else {
+      typename Traits::Sums sums;
+      loop.run(sums);
+      barrier_wait(&ring.facts_full[facts_at.slot], facts_at.parity);
+      // Opaque, or the end's addresses stay in registers through the k loop, which has none to
+      // spare.
+      int own = thread;
+      asm volatile("" : "+r"(own));
+      const Fp4PrefillEnd<Traits> end{p, ring.facts[facts_at.slot],
+                                      shared + Traits::kOutputAt + consumer * Traits::kOutputBytes,
+                                      consumer, own};
+      end.finish(sums, row_block, tile.row_block * Traits::kTileRows);
     }
-    const int first_row = tile.row_block * Traits::kTileRows;
-    // Opaque, or the end's addresses stay in registers through the k loop, which has none to spare.
-    int own = thread;
-    asm volatile("" : "+r"(own));
-    const Fp4PrefillEnd<Traits> end{p, shared + Traits::kEndAt + consumer * Traits::kEndBytes,
-                                    consumer, own};
-    end.fetch_facts(p.sorted.experts[tile.row_block], row_block, first_row);
-    typename Traits::Sums sums;
-    loop.run(sums);
-    end.finish(sums, row_block, first_row);
+    if (thread % 32 == 0) barrier_arrive(&ring.facts_empty[facts_at.slot]);
+    facts_at.advance();
   }
 }
 

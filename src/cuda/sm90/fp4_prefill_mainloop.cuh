@@ -34,43 +34,106 @@ struct Fp4PrefillTraits {
   using Mma = Wgmma<kFp8 ? MmaType::kE4m3 : MmaType::kBf16, kRows>;
   using Sums = float[kRows / 2];
 
-  /// The end of a tile, per consumer: facts of its rows and weight rows, and output on its way.
-  static constexpr int kFactBytes = 4 * (3 * kRows + 2 * kFragmentRows);
+  /// Output of a consumer on its way, and what a tile's end needs to know (two tiles of it).
   static constexpr int kOutputBytes = 64 * 2 * kFragmentRows;
-  static constexpr int kEndBytes = kFactBytes + kOutputBytes;
+  static constexpr int kFactBytes = 4 * (3 * kRows + 2 * kTileWeightRows);
+  static constexpr int kFactBuffers = 2;
+  static constexpr int kTableBytes = kNumFp8Tables * 8 + 8;
+  static constexpr int kMostBarriers = 2 * 12 + 2 * kFactBuffers;
   static constexpr int kFixedBytes =
-      1024 + 256 + kNumFp8Tables * 8 + 8 + kConsumers * kEndBytes;  // alignment, barriers, tables
+      kConsumers * kOutputBytes + kFactBuffers * kFactBytes + kTableBytes + 8 * kMostBarriers;
   static constexpr int kMostStages =
       static_cast<int>((kSm90SharedBytes - kFixedBytes) / (kRowStage + kWeightStage));
   static constexpr int kStages = kMostStages < 12 ? kMostStages : 12;
   static constexpr int kWeightsAt = kStages * kRowStage;
-  static constexpr int kEndAt = kWeightsAt + kStages * kWeightStage;
-  static constexpr int kTablesAt = kEndAt + kConsumers * kEndBytes;
-  static constexpr int kBarriersAt = kTablesAt + kNumFp8Tables * 8 + 8;
-  static constexpr int kSharedBytes = kBarriersAt + 2 * 8 * kStages + 1024;
+  static constexpr int kOutputAt = kWeightsAt + kStages * kWeightStage;
+  static constexpr int kFactsAt = kOutputAt + kConsumers * kOutputBytes;
+  static constexpr int kTablesAt = kFactsAt + kFactBuffers * kFactBytes;
+  static constexpr int kBarriersAt = kTablesAt + kTableBytes;
+  static constexpr int kSharedBytes = kBarriersAt + 8 * (2 * kStages + 2 * kFactBuffers);
   static_assert(kSharedBytes <= kSm90SharedBytes && kStages >= 3);
+};
+
+/// What a tile's end needs to know; brought by the loading warpgroup, which is a tile ahead.
+template <class Traits>
+struct Fp4PrefillFacts {
+  float row_scale[Traits::kTileRows];
+  float row_weight[Traits::kTileRows];
+  int32_t packed[Traits::kTileRows];
+  float weight_scale[Traits::kTileWeightRows];
+  float bias[Traits::kTileWeightRows];
 };
 
 template <class Traits>
 struct Fp4PrefillRing {
+  using Facts = Fp4PrefillFacts<Traits>;
+  static_assert(sizeof(Facts) == Traits::kFactBytes);
   uint8_t* rows;
   uint8_t* weights;
+  Facts* facts;
   uint64_t* full;
   uint64_t* empty;
+  uint64_t* facts_full;
+  uint64_t* facts_empty;
 
   __device__ explicit Fp4PrefillRing(uint8_t* shared)
       : rows(shared),
         weights(shared + Traits::kWeightsAt),
+        facts(reinterpret_cast<Facts*>(shared + Traits::kFactsAt)),
         full(reinterpret_cast<uint64_t*>(shared + Traits::kBarriersAt)),
-        empty(full + Traits::kStages) {}
+        empty(full + Traits::kStages),
+        facts_full(empty + Traits::kStages),
+        facts_empty(facts_full + Traits::kFactBuffers) {}
   __device__ void init() const {
     for (int i = 0; i < Traits::kStages; ++i) {
       barrier_init(&full[i], 4 + (Traits::kGather ? 128 : 0));  // one lane per loading warp
       barrier_init(&empty[i], 4 * Traits::kConsumers);
     }
+    for (int i = 0; i < Traits::kFactBuffers; ++i) {
+      barrier_init(&facts_full[i], 128);
+      barrier_init(&facts_empty[i], 4 * Traits::kConsumers);
+    }
     fence_barrier_init();
   }
 };
+
+__device__ __forceinline__ int64_t pair_of(const Fp4PrefillParams& p, int32_t packed) {
+  return static_cast<int64_t>(packed_token(packed)) * p.sorted.top_k + packed_slot(packed);
+}
+
+/// 4 bytes without a register or a wait; zero when there is no source.
+__device__ __forceinline__ void async_copy_4(void* to, const void* from, bool exists) {
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(shared_address(to)), "l"(from),
+               "r"(exists ? 4 : 0)
+               : "memory");
+}
+
+template <class Traits>
+__device__ __forceinline__ void fetch_facts(const Fp4PrefillParams& p,
+                                            Fp4PrefillFacts<Traits>& facts, int32_t expert,
+                                            int32_t first_weight_row, int first_row, int thread) {
+  if (thread < Traits::kTileRows) {
+    const int sorted = first_row + thread;
+    async_copy_4(&facts.packed[thread], p.sorted.ids + sorted, true);
+    if constexpr (Traits::kFp8) {
+      const int32_t packed = __ldg(p.sorted.ids + sorted);
+      const int64_t row = p.source == RowSource::kToken  ? packed_token(packed)
+                          : p.source == RowSource::kPair ? pair_of(p, packed)
+                                                         : sorted;
+      async_copy_4(&facts.row_scale[thread], p.row_scales + row * p.row_scale_stride,
+                   is_pair(packed, p.sorted.top_k));
+    }
+    if (p.sorted.weights != nullptr) {
+      async_copy_4(&facts.row_weight[thread], p.sorted.weights + sorted, true);
+    }
+  }
+  for (int i = thread; i < Traits::kTileWeightRows; i += 128) {
+    const bool exists = first_weight_row + i < p.num_weight_rows;
+    const int64_t at = static_cast<int64_t>(expert) * p.num_weight_rows + first_weight_row + i;
+    async_copy_4(&facts.weight_scale[i], p.weight_row_scales + at, exists);
+    if (p.bias != nullptr) async_copy_4(&facts.bias[i], p.bias + at, exists);
+  }
+}
 
 /// Warps 0..2 bring a consumer's weights each: one thread issues a copy in 200-300 clocks, and a
 /// stage has 768 (one thread for all four copies held the kernel at 53 % of the matrix unit).
@@ -88,13 +151,20 @@ __device__ void load_tiles(const Fp4PrefillParams& p, const Fp4PrefillRing<Trait
   const auto row_chunks = static_cast<uint32_t>(p.input_row_bytes / 16);
   RingPosition<Traits::kStages> at;
   at.parity = 1;  // every slot is free at first
+  RingPosition<Traits::kFactBuffers> facts_at;
+  facts_at.parity = 1;
   for (int64_t t = blockIdx.x; t < scheduler.num_tiles(); t += gridDim.x) {
     const GroupedTile tile = scheduler.tile(t);
     const int first_row = tile.row_block * Traits::kTileRows;
     const int row_block = tile.column * Traits::kConsumers + warp;
     const bool brings_weights = warp < Traits::kConsumers && row_block < p.num_row_blocks;
-    const uint8_t* weights = p.weights + p.sorted.experts[tile.row_block] * p.expert_bytes +
-                             row_block * p.row_block_bytes;
+    const int32_t expert = p.sorted.experts[tile.row_block];
+    const uint8_t* weights = p.weights + expert * p.expert_bytes + row_block * p.row_block_bytes;
+    barrier_wait(&ring.facts_empty[facts_at.slot], facts_at.parity);
+    fetch_facts<Traits>(p, ring.facts[facts_at.slot], expert, tile.column * Traits::kTileWeightRows,
+                        first_row, thread);
+    async_copy_arrive(&ring.facts_full[facts_at.slot]);
+    facts_at.advance();
     uint32_t from[kPasses];  // in chunks of 16 bytes; all ones: no such row
     if constexpr (Traits::kGather) {
 #pragma unroll
