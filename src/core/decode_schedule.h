@@ -21,6 +21,12 @@ inline constexpr int32_t kDecodeRows = 64;
 /// Rows of the sort's blocks that the kernels have tiles for.
 inline constexpr int32_t kDecodeMaxUnit = 64;
 
+/// Lanes of a CTA, one CTA per SM: as many as registers allow, because a lane's waits are hidden by
+/// the others.
+SWITCHYARD_HOST_DEVICE constexpr int32_t decode_lanes(int32_t unit_size) {
+  return unit_size <= 8 ? 4 : 2;
+}
+
 /// Consecutive chunks of one row block that one lane computes.
 struct DecodeRun {
   int32_t block = 0, row_block = 0;
@@ -154,16 +160,14 @@ struct DecodeWalk {
 struct DecodeShared {
   int32_t slots = 0;  ///< of one lane's ring
   int32_t slot_bytes = 0, token_bytes = 0, scale_bytes = 0;
-  int32_t scales = 0, tiles = 0, tables = 0, barriers = 0;
-  int32_t tile_bytes = 0, table_bytes = 0;
+  int32_t scales = 0, tables = 0, barriers = 0;
+  int32_t table_bytes = 0;
   int32_t bytes = 0;
 };
 
-/// Floats from one token to the next in the tile of sums: lanes of a warp that store rows g of
-/// tokens 2q land in 32 banks.
-inline constexpr int32_t kDecodeTilePitch = kDecodeRows + 4;
-/// Tokens that go through the tile at a time.
-inline constexpr int32_t kDecodeTileTokens = 32;
+/// What a lane notes about each row of a block, and words in which its threads tell each other.
+inline constexpr int32_t kDecodeRowBytes = 16;
+inline constexpr int32_t kDecodeNoteBytes = 16;
 
 /// Room for weights (step_bytes) and tokens (blocks of 128 bytes, K-major) of as many steps as fit.
 SWITCHYARD_HOST_DEVICE constexpr DecodeShared decode_shared(int32_t lanes, int32_t step_bytes,
@@ -174,16 +178,13 @@ SWITCHYARD_HOST_DEVICE constexpr DecodeShared decode_shared(int32_t lanes, int32
   s.token_bytes = token_blocks * 128 * unit_size;
   s.slot_bytes = align_up(step_bytes, 1024) + s.token_bytes;
   s.scale_bytes = scales_per_step * 4;
-  const int32_t tile_tokens = unit_size < kDecodeTileTokens ? unit_size : kDecodeTileTokens;
-  s.tile_bytes = tile_tokens * kDecodeTilePitch * 4;
-  s.table_bytes = unit_size * 12;
-  constexpr int32_t kBarriers = 16;  // full and empty of a slot
-  const int32_t fixed = lanes * (s.tile_bytes + s.table_bytes);
-  s.slots = (capacity - fixed) / (lanes * (s.slot_bytes + s.scale_bytes + kBarriers));
+  s.table_bytes = unit_size * kDecodeRowBytes + kDecodeNoteBytes;
+  constexpr int32_t kBarriers = 16;                                   // full and empty of a slot
+  const int32_t room = capacity / lanes - s.table_bytes - kBarriers;  // align_up of the tables
+  s.slots = room / (s.slot_bytes + s.scale_bytes + kBarriers);
   const int32_t all = lanes * s.slots;
   s.scales = all * s.slot_bytes;
-  s.tiles = s.scales + all * s.scale_bytes;
-  s.tables = s.tiles + lanes * s.tile_bytes;
+  s.tables = align_up(s.scales + all * s.scale_bytes, 16);
   s.barriers = s.tables + lanes * s.table_bytes;
   s.bytes = s.barriers + all * kBarriers;
   return s;

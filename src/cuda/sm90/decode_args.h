@@ -10,9 +10,6 @@
 
 namespace switchyard::cuda::sm90 {
 
-/// Consumer warpgroups (each with a producer warp and a ring of its own) of one CTA.
-inline constexpr int kDecodeLanes = 2;
-
 /// Rows rounded to E4M3 or INT8, for the GEMM that reads them.
 struct RoundedRows {
   uint8_t* codes = nullptr;  ///< [rows], or null: no rounding

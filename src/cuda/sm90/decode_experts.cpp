@@ -72,6 +72,7 @@ std::string why_unsupported_matrix(const LayerSpec& spec, ActivationFormat activ
 struct DecodeExperts::Places {
   int32_t unit_size = 0;
   int64_t sorted_rows = 0;
+  int64_t num_lanes = 0;
   WorkspaceRegion sorted_ids, sorted_weights, sorted_expert_ids, num_valid_ids, sort_scratch;
   WorkspaceRegion counters;  ///< of cuts in gate_up and in down, then of rounded groups
   WorkspaceRegion partials;
@@ -136,9 +137,10 @@ DecodeExperts::Places DecodeExperts::places(int64_t num_tokens, int64_t top_k) c
   const int64_t inner = spec_.intermediate_size;
   const int64_t width = spec_.expert_width();
   const int64_t pairs = num_tokens * top_k;
-  const int64_t lanes = num_ctas_ * kDecodeLanes;
   Places p;
   p.unit_size = decode_unit_size(num_tokens, top_k, spec_.num_experts);
+  const int64_t lanes = num_ctas_ * decode_lanes(p.unit_size);
+  p.num_lanes = lanes;
   p.sorted_rows = sort_capacity(num_tokens, top_k, spec_.num_experts, p.unit_size);
   WorkspaceCarver carver;
   p.sorted_ids = carver.take(p.sorted_rows * 4);
@@ -285,7 +287,7 @@ void DecodeExperts::set_hidden(const Batch& batch, DecodeArgs& gate_up, DecodeAr
   if (one_scale()) return;  // known when all rows are
   gate_up.rounded = codes;
   gate_up.rounded_channels = down_.packed->rows().smooth_scales;
-  gate_up.rounded_counters = gate_up.counters + 2 * num_ctas_ * kDecodeLanes;
+  gate_up.rounded_counters = gate_up.counters + 2 * batch.places.num_lanes;
 }
 
 RoundedRows DecodeExperts::rounded_rows(int64_t cols, void* codes, void* scales) const {
@@ -356,7 +358,7 @@ void DecodeExperts::run_batch(const Batch& batch) const {
   second.output = direct ? args.output.data : batch.places.expert_output.in(workspace);
   second.output_type = direct ? args.output.type : DataType::kF32;
   second.output_columns = static_cast<int32_t>(spec_.expert_width());
-  second.counters = lists.counters + num_ctas_ * kDecodeLanes;
+  second.counters = lists.counters + batch.places.num_lanes;
 
   set_tokens(batch, first);
   set_hidden(batch, first, second);

@@ -2,7 +2,7 @@
 // GEMMs of few rows per expert: weights on the 64 rows of wgmma, tokens on its N columns, at the
 // speed of a plain read of the weights (core/decode_schedule.h says how they are divided).
 //
-// A CTA has kDecodeLanes lanes. A lane is a consumer warpgroup, a producer warp and a ring: slots
+// A CTA has decode_lanes lanes. A lane is a consumer warpgroup, a producer warp and a ring: slots
 // of one step of K, 64 weight rows beside the tokens of a block. The producer streams weights
 // before the previous kernel in the stream has ended if the lists are known by then.
 //
@@ -73,43 +73,48 @@ struct DecodeParams {
   typename Operand::Args weights;
   DecodeArgs args;
   DecodeShared shared;
+  int32_t lanes;  ///< of a CTA
 };
 
 inline constexpr int kWarpgroup = 128;
-inline constexpr int kDecodeThreads = kDecodeLanes * (kWarpgroup + 32);
+inline constexpr int kLaneThreads = kWarpgroup + 2 * 32;
 
 template <class Operand>
 constexpr int scales_per_step(int unit_size) {
   return Operand::kBlockScales ? Operand::kTokenBlocks * (unit_size + 2) : 0;
 }
 
+/// A row of the current block, as the epilogue needs it.
+struct alignas(kDecodeRowBytes) DecodeRow {
+  int32_t pair;
+  float weight, scale;
+};
+
 /// Places of one lane in shared memory.
-template <class Operand>
 struct LaneMemory {
   char* ring;
   float* scales;
-  float* tile;
-  struct Row {
-    int32_t pair;
-    float weight, scale;
-  } * table;  ///< of the block's rows
+  DecodeRow* table;
+  int32_t* notes;
   uint64_t* full;
   uint64_t* empty;
 
-  __device__ LaneMemory(char* memory, const DecodeShared& s, int lane)
+  __device__ LaneMemory(char* memory, const DecodeShared& s, int lane, int unit_size)
       : ring(memory + lane * s.slots * s.slot_bytes),
         scales(reinterpret_cast<float*>(memory + s.scales + lane * s.slots * s.scale_bytes)),
-        tile(reinterpret_cast<float*>(memory + s.tiles + lane * s.tile_bytes)),
-        table(reinterpret_cast<Row*>(memory + s.tables + lane * s.table_bytes)),
+        table(reinterpret_cast<DecodeRow*>(memory + s.tables + lane * s.table_bytes)),
+        notes(reinterpret_cast<int32_t*>(table + unit_size)),
         full(reinterpret_cast<uint64_t*>(memory + s.barriers) + lane * s.slots * 2),
         empty(full + s.slots) {}
 };
 
-__device__ inline DecodeSchedule schedule_of(const DecodeArgs& a) {
+template <class Operand>
+__device__ DecodeSchedule schedule_of(const DecodeParams<Operand>& p) {
+  const DecodeArgs& a = p.args;
   return {.num_blocks = a.num_valid_ids[0] / a.unit_size,
           .row_blocks = ceil_div(a.num_rows, kDecodeRows),
           .num_chunks = a.steps.num_chunks(),
-          .num_lanes = static_cast<int32_t>(gridDim.x) * kDecodeLanes};
+          .num_lanes = static_cast<int32_t>(gridDim.x) * p.lanes};
 }
 
 /// Row of the input that holds the tokens of a sorted row, -1 for padding.
@@ -119,88 +124,97 @@ __device__ inline int32_t token_row(const DecodeArgs& a, int32_t packed) {
   return a.tokens_per_pair ? token * a.top_k + packed_slot(packed) : token;
 }
 
-// ---- producer: one warp
+// ---- producers: a warp for weights, a warp for tokens
 
-/// Brings the tokens of a block, 16 bytes a thread. Rows of padding stay as they are: a column of
-/// the product depends on no other.
-template <class Operand>
+/// Brings the tokens of a block, 16 bytes a thread, and their scales. Rows of padding stay as they
+/// are: a column of the product depends on no other.
+template <class Operand, int kMaxN>
 class TokenLoader {
  public:
-  __device__ explicit TokenLoader(const DecodeArgs& args) : a_(args) {}
+  __device__ TokenLoader(const DecodeArgs& args, const DecodeShared& shared,
+                         const LaneMemory& memory)
+      : a_(args), shared_(shared), memory_(memory), lane_(static_cast<int>(threadIdx.x) % 32) {}
 
-  __device__ void load(const LaneMemory<Operand>& memory, const DecodeShared& shared,
-                       const DecodeWalk& walk) {
+  __device__ void load(const DecodeWalk& walk) {
     if (walk.block != block_) enter_block(walk.block);
-    const int lane = static_cast<int>(threadIdx.x) % 32;
-    const uint32_t to = shared_address(memory.ring + walk.slot * shared.slot_bytes) +
-                        static_cast<uint32_t>(shared.slot_bytes - shared.token_bytes);
-    const int32_t column = walk.k_step() * Operand::kTokenBlocks * 128 + lane % 8 * 16;
-    for (int first = 0; first < num_rows_; first += 4) {
-      const int row = first + lane / 8;
-      const int32_t source = __shfl_sync(~0u, row < 32 ? rows_[0] : rows_[1], row % 32);
+    const uint32_t to =
+        shared_address(memory_.ring) + static_cast<uint32_t>((walk.slot + 1) * shared_.slot_bytes -
+                                                             shared_.token_bytes + lane_ / 8 * 128);
+    const int32_t column = walk.k_step() * Operand::kTokenBlocks * 128 + lane_ % 8 * 16;
+#pragma unroll
+    for (int i = 0; i < kMaxN / 4; ++i) {
+      const int row = lane_ / 8 + 4 * i;
+      if (4 * i >= num_rows_) break;
+      const int32_t source = kMaxN <= 32 || i < 8 ? __shfl_sync(~0u, rows_[0], row % 32)
+                                                  : __shfl_sync(~0u, rows_[1], row % 32);
       if (row >= num_rows_) continue;
       const char* from = static_cast<const char*>(a_.tokens) + source * a_.token_row_bytes + column;
-      const uint32_t at = to + static_cast<uint32_t>(row * 128 + ((lane ^ row) % 8) * 16);
+      const uint32_t at = to + static_cast<uint32_t>(i * 512 + ((lane_ ^ row) % 8) * 16);
 #pragma unroll
       for (int b = 0; b < Operand::kTokenBlocks; ++b) {
-        async_copy_16(at + static_cast<uint32_t>(b * a_.unit_size * 128), from + b * 128,
+        async_copy_16(at + static_cast<uint32_t>(b * a_.unit_size) * 128, from + b * 128,
                       column + b * 128 < a_.token_bytes);
       }
     }
-    if constexpr (Operand::kBlockScales) load_scales(memory, shared, walk);
-    async_copy_arrive(memory.full + walk.slot);
+    if constexpr (Operand::kBlockScales) load_scales(walk);
+    async_copy_arrive(memory_.full + walk.slot);
   }
 
  private:
+  static constexpr int kRows = kMaxN <= 32 ? 1 : 2;  // of a thread
+
   __device__ void enter_block(int32_t block) {
     block_ = block;
-    expert_ = a_.sorted_expert_ids[block];
-    const int lane = static_cast<int>(threadIdx.x) % 32;
+    const int64_t expert = a_.sorted_expert_ids[block];
+    if constexpr (Operand::kBlockScales) {
+      row_scales_ = a_.row_scales + (expert * a_.num_rows + lane_ % 2) * a_.row_scale_groups;
+    }
     num_rows_ = 0;
 #pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      const int row = lane + 32 * i;
+    for (int i = 0; i < kRows; ++i) {
+      const int row = lane_ + 32 * i;
       rows_[i] = row < a_.unit_size ? token_row(a_, a_.sorted_ids[block * a_.unit_size + row]) : -1;
       num_rows_ += __popc(__ballot_sync(~0u, rows_[i] >= 0));
     }
   }
 
   /// Scales of the step's 128-column blocks: one per token, then those of the gate and up rows.
-  __device__ void load_scales(const LaneMemory<Operand>& memory, const DecodeShared& shared,
-                              const DecodeWalk& walk) {
-    const int lane = static_cast<int>(threadIdx.x) % 32;
+  __device__ void load_scales(const DecodeWalk& walk) {
     const int width = a_.unit_size + 2;
     const uint32_t to =
-        shared_address(memory.scales) + static_cast<uint32_t>(walk.slot * shared.scale_bytes);
+        shared_address(memory_.scales) + static_cast<uint32_t>(walk.slot * shared_.scale_bytes);
     const int32_t first_block = walk.k_step() * Operand::kTokenBlocks;
-    const float* row_scales = a_.row_scales + (static_cast<int64_t>(expert_) * a_.num_rows +
-                                               walk.row_block * kDecodeRows) *
-                                                  a_.row_scale_groups;
+    const bool per_block = a_.token_scale_groups > 1;
 #pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      const int row = lane + 32 * i;
+    for (int i = 0; i < kRows; ++i) {
+      const int row = lane_ + 32 * i;
       if (row >= num_rows_) continue;
-      const bool per_block = a_.token_scale_groups > 1;
       const float* from = a_.token_scales + static_cast<int64_t>(rows_[i]) * a_.token_scale_groups;
+#pragma unroll
       for (int b = 0; b < Operand::kTokenBlocks; ++b) {
         const int32_t group = per_block ? first_block + b : 0;
         async_copy_4(to + static_cast<uint32_t>(b * width + row) * 4, from + group,
                      !per_block || group < a_.token_scale_groups);
       }
     }
-    if (lane < 2 * Operand::kTokenBlocks) {
-      const int b = lane / 2;
-      const int32_t group = first_block + b;
-      async_copy_4(to + static_cast<uint32_t>(b * width + a_.unit_size + lane % 2) * 4,
-                   row_scales + lane % 2 * a_.row_scale_groups + group,
+    if (lane_ < 2 * Operand::kTokenBlocks) {
+      const int32_t group = first_block + lane_ / 2;
+      async_copy_4(to + static_cast<uint32_t>(lane_ / 2 * width + a_.unit_size + lane_ % 2) * 4,
+                   row_scales_ +
+                       static_cast<int64_t>(walk.row_block * kDecodeRows) * a_.row_scale_groups +
+                       group,
                    group < a_.row_scale_groups);
     }
   }
 
   const DecodeArgs& a_;
-  int32_t block_ = -1, expert_ = 0;
-  int32_t rows_[2]{};
+  const DecodeShared& shared_;
+  const LaneMemory& memory_;
+  const int lane_;
+  int32_t block_ = -1;
+  int32_t rows_[kRows]{};
   int num_rows_ = 0;
+  const float* row_scales_ = nullptr;
 };
 
 /// kStepBytes, or what the Operand says of this step.
@@ -213,49 +227,45 @@ __device__ uint32_t step_bytes(const typename Operand::Args& weights, int k_step
   }
 }
 
+/// One thread: all weights of the lane.
 template <class Operand>
-__device__ void produce(const DecodeParams<Operand>& p, const LaneMemory<Operand>& memory,
-                        int lane_id) {
+__device__ void bring_weights(const DecodeParams<Operand>& p, const LaneMemory& memory,
+                              int lane_id) {
   const DecodeArgs& a = p.args;
-  const bool leader = threadIdx.x % 32 == 0;
   if (!a.lists_ready) wait_for_previous_kernel();
-  DecodeWalk ahead(schedule_of(a), a.steps, lane_id, p.shared.slots);
   int32_t block = -1, expert = 0;
-  const auto bring_weights = [&] {
-    if (leader) {
-      if (ahead.block != block) {
-        block = ahead.block;
-        expert = a.sorted_expert_ids[block];
-      }
-      uint64_t* full = memory.full + ahead.slot;
-      barrier_expect(full, step_bytes<Operand>(p.weights, ahead.k_step()));
-      Operand::load(p.weights, memory.ring + ahead.slot * p.shared.slot_bytes, expert,
-                    ahead.row_block, ahead.k_step(), full);
+  for (DecodeWalk walk(schedule_of(p), a.steps, lane_id, p.shared.slots); !walk.done();
+       walk.advance()) {
+    if (walk.block != block) {
+      block = walk.block;
+      expert = a.sorted_expert_ids[block];
     }
-    ahead.advance();
-  };
-  DecodeWalk walk = ahead;
-  int primed = 0;
-  if (a.lists_ready) {
-    for (; primed < p.shared.slots && !ahead.done(); ++primed) bring_weights();
-    wait_for_previous_kernel();
+    const int k_step = walk.k_step();
+    uint64_t* full = memory.full + walk.slot;
+    barrier_wait(memory.empty + walk.slot, walk.phase ^ 1);
+    barrier_expect(full, step_bytes<Operand>(p.weights, k_step));
+    Operand::load(p.weights, memory.ring + walk.slot * p.shared.slot_bytes, expert, walk.row_block,
+                  k_step, full);
   }
-  TokenLoader<Operand> tokens(a);
-  for (; !walk.done(); walk.advance()) {
-    if (primed > 0) {
-      --primed;
-    } else {
-      barrier_wait(memory.empty + walk.slot, walk.phase ^ 1);
-      bring_weights();
-    }
-    tokens.load(memory, p.shared, walk);
+}
+
+/// One warp: all tokens of the lane.
+template <class Operand, int kMaxN>
+__device__ void bring_tokens(const DecodeParams<Operand>& p, const LaneMemory& memory,
+                             int lane_id) {
+  wait_for_previous_kernel();
+  TokenLoader<Operand, kMaxN> tokens(p.args, p.shared, memory);
+  for (DecodeWalk walk(schedule_of(p), p.args.steps, lane_id, p.shared.slots); !walk.done();
+       walk.advance()) {
+    barrier_wait(memory.empty + walk.slot, walk.phase ^ 1);
+    tokens.load(walk);
   }
 }
 
 // ---- consumer: one warpgroup
 
-/// Factors of the one or two weight rows whose results a thread finishes; loaded before the
-/// multiplication, used after it.
+/// Factors of the two weight rows that a thread accumulates; loaded before the multiplication, used
+/// after it.
 struct RowFactors {
   float scale[2], bias[2];
 };
@@ -263,15 +273,14 @@ struct RowFactors {
 template <class Operand>
 class Consumer {
  public:
-  __device__ Consumer(const DecodeParams<Operand>& p, const LaneMemory<Operand>& memory,
-                      int lane_id)
+  __device__ Consumer(const DecodeParams<Operand>& p, const LaneMemory& memory, int lane_id)
       : p_(p),
         a_(p.args),
         memory_(memory),
         lane_id_(lane_id),
         thread_(static_cast<int>(threadIdx.x) % kWarpgroup),
         gated_(p.args.activate && p.args.activation.gated()),
-        walk_(schedule_of(p.args), p.args.steps, lane_id, p.shared.slots) {}
+        walk_(schedule_of(p), p.args.steps, lane_id, p.shared.slots) {}
 
   template <int kMaxN>
   __device__ void run() {
@@ -296,7 +305,9 @@ class Consumer {
   template <int kN>
   using Sum = Word<Operand>[kN / 2];
 
-  __device__ void meet() const { named_barrier(1 + lane_id_ % kDecodeLanes, kWarpgroup); }
+  __device__ void meet() const {
+    named_barrier(1 + static_cast<int>(threadIdx.x) / kWarpgroup, kWarpgroup);
+  }
 
   __device__ void enter_block(int32_t block) {
     block_ = block;
@@ -309,35 +320,38 @@ class Consumer {
       const int32_t row = token_row(a_, packed);
       used = row >= 0;
       if (used) {
-        auto& entry = memory_.table[thread_];
-        entry.pair = packed_token(packed) * a_.top_k + packed_slot(packed);
-        entry.weight = a_.sorted_weights == nullptr ? 1.0f : a_.sorted_weights[sorted_row];
-        entry.scale = Operand::kBlockScales || a_.token_scales == nullptr
-                          ? 1.0f
-                          : a_.token_scales[row * a_.token_scale_groups];
+        memory_.table[thread_] = {
+            .pair = packed_token(packed) * a_.top_k + packed_slot(packed),
+            .weight = a_.sorted_weights == nullptr ? 1.0f : a_.sorted_weights[sorted_row],
+            .scale = Operand::kBlockScales || a_.token_scales == nullptr
+                         ? 1.0f
+                         : a_.token_scales[row * a_.token_scale_groups]};
       }
     }
-    // Rows of a block come first, so the count is where they end. The tile is free here.
-    auto* counts = reinterpret_cast<int32_t*>(memory_.tile);
+    // Rows of a block come first, so the count is where they end.
     const int count = __popc(__ballot_sync(~0u, used));
-    if (thread_ % 32 == 0) counts[thread_ / 32] = count;
+    if (thread_ % 32 == 0) memory_.notes[thread_ / 32] = count;
     meet();
-    num_rows_ = counts[0] + counts[1];
+    num_rows_ = memory_.notes[0] + memory_.notes[1];
     meet();
   }
 
-  /// Outputs of a row block: 32 of a gated activation, else 64; this thread has one of them for
-  /// every kWarpgroup / outputs-th token.
-  __device__ int outputs() const { return gated_ ? kDecodeRows / 2 : kDecodeRows; }
+  /// Of the thread's two rows in a row block: the first, and how far away the other is.
+  static constexpr int kRowStep = Operand::kRowPairs ? 1 : 8;
+  __device__ int first_row() const {
+    return thread_ / 32 * 16 + thread_ % 32 / 4 * (Operand::kRowPairs ? 2 : 1);
+  }
 
   __device__ RowFactors load_factors(int32_t row_block) const {
     RowFactors f{{1.0f, 1.0f}, {0.0f, 0.0f}};
-    const int per_output = gated_ ? 2 : 1;
-    const int32_t row = row_block * kDecodeRows + thread_ % outputs() * per_output;
-    for (int i = 0; i < per_output; ++i) {
-      if (row + i >= a_.num_rows) break;
-      const int64_t at = static_cast<int64_t>(expert_) * a_.num_rows + row + i;
-      if (!Operand::kBlockScales && a_.row_scales != nullptr) f.scale[i] = a_.row_scales[at];
+    const bool scaled = !Operand::kBlockScales && a_.row_scales != nullptr;
+    if (!scaled && a_.bias == nullptr) return f;
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const int32_t row = row_block * kDecodeRows + first_row() + i * kRowStep;
+      if (row >= a_.num_rows) continue;
+      const int64_t at = static_cast<int64_t>(expert_) * a_.num_rows + row;
+      if (scaled) f.scale[i] = a_.row_scales[at];
       if (a_.bias != nullptr) f.bias[i] = a_.bias[at];
     }
     return f;
@@ -363,14 +377,7 @@ class Consumer {
       if (!came_last(a_.counters + owners.first, owners.count())) return;
       add_partials<kN>(run, owners, total);
     }
-#pragma unroll
-    for (int first = 0; first < kN; first += kDecodeTileTokens) {
-      store_tile<kN>(first, total);
-      meet();
-      const int count = min(num_rows_ - first, kDecodeTileTokens);
-      if (count > 0) finish(run.row_block, first, count, factors);
-      meet();
-    }
+    finish<kN>(run.row_block, factors, total);
     if (a_.rounded.codes != nullptr) round_finished_group(run.row_block);
   }
 
@@ -416,18 +423,17 @@ class Consumer {
     }
   }
 
-  /// Whether all but this warpgroup of `count` have arrived; then everything they stored before is
-  /// visible. The tile is free before and after.
+  /// Whether the others of `count` warpgroups have been here before this one; then everything that
+  /// they stored before is visible.
   __device__ bool came_last(uint32_t* counter, int32_t count) const {
     meet();
-    auto* answer = reinterpret_cast<int32_t*>(memory_.tile);
     if (thread_ == 0) {
       const bool last = acquire_release_add(counter, 1) == static_cast<uint32_t>(count) - 1;
       if (last) *counter = 0;
-      *answer = last ? 1 : 0;
+      memory_.notes[0] = last ? 1 : 0;
     }
     meet();
-    const bool last = *answer != 0;
+    const bool last = memory_.notes[0] != 0;
     meet();
     return last;
   }
@@ -467,45 +473,68 @@ class Consumer {
   }
 
   // ---- results
-  /// tile[token - first][row] of kDecodeTileTokens tokens.
+  /// Outputs of a row block: 32 of a gated activation, else 64.
+  __device__ int outputs() const { return gated_ ? kDecodeRows / 2 : kDecodeRows; }
+
+  /// Scales, bias, activation, routing weight, from the registers of the sums: a thread has two
+  /// rows of two tokens in every eight.
   template <int kN>
-  __device__ void store_tile(int first, const Sum<kN>& total) const {
-    const int row = thread_ / 32 * 16 + thread_ % 32 / 4 * (Operand::kRowPairs ? 2 : 1);
-    const int token = thread_ % 4 * 2;
-    float* to = memory_.tile + token * kDecodeTilePitch + row;
-    asm volatile("" : "+l"(to));  // else the compiler keeps all addresses over the whole loop
+  __device__ void finish(int32_t row_block, const RowFactors& f, Sum<kN>& total) const {
+#pragma unroll 1
+    for (int first = 0; first < num_rows_; first += 8) {
 #pragma unroll
-    for (int i = 0; i < kN / 2; ++i) {
-      const int at = i / 4 * 8 + i % 2 - first;
-      if (at < 0 || at >= kDecodeTileTokens) continue;
-      to[at * kDecodeTilePitch + i / 2 % 2 * (Operand::kRowPairs ? 1 : 8)] =
-          static_cast<float>(total[i]);
+      for (int i = 0; i < 2; ++i) {
+        const int token = first + thread_ % 4 * 2 + i;
+        const bool used = token < num_rows_;
+        const DecodeRow row = memory_.table[used ? token : 0];
+        float v[2];
+#pragma unroll
+        for (int r = 0; r < 2; ++r) {
+          v[r] = static_cast<float>(total[i + 2 * r]) * (f.scale[r] * row.scale);
+          v[r] = a_.weight_before_bias ? v[r] * row.weight + f.bias[r] : v[r] + f.bias[r];
+        }
+        if (gated_) {
+          store_gated(row_block, row, used, v);
+        } else if (used) {
+#pragma unroll
+          for (int r = 0; r < 2; ++r) {
+            if (a_.activate) v[r] = apply_activation(a_.activation, 0.0f, v[r]);
+            store(row, row_block * kDecodeRows + first_row() + r * kRowStep, v[r]);
+          }
+        }
+      }
+      // The next eight tokens come down: registers have no index at run time.
+#pragma unroll
+      for (int i = 0; i + 4 < kN / 2; ++i) total[i] = total[i + 4];
     }
   }
 
-  __device__ void finish(int32_t row_block, int first, int count, const RowFactors& f) const {
-    const int width = outputs();
-    const int output = thread_ % width;
-    const int32_t column = row_block * width + output;
-    if (column >= a_.output_columns) return;
-    for (int token = thread_ / width; token < count; token += kWarpgroup / width) {
-      const auto& entry = memory_.table[first + token];
-      const float* sums = memory_.tile + token * kDecodeTilePitch;
-      const auto value = [&](int row, int i) {
-        const float v = sums[row] * (f.scale[i] * entry.scale);
-        return a_.weight_before_bias ? v * entry.weight + f.bias[i] : v + f.bias[i];
-      };
-      float result;
-      if (gated_) {
-        result = apply_activation(a_.activation, value(2 * output, 0), value(2 * output + 1, 1));
+  /// Gate and up rows are neighbours: both in this thread, or one in the thread four lanes away.
+  __device__ void store_gated(int32_t row_block, const DecodeRow& row, bool used,
+                              const float (&v)[2]) const {
+    float gate = v[0], up = v[1];
+    int output = first_row() / 2;
+    if constexpr (!Operand::kRowPairs) {
+      // The thread of the gate row finishes the first pair, that of the up row the second.
+      const bool is_gate = thread_ / 4 % 2 == 0;
+      const float other = __shfl_xor_sync(~0u, is_gate ? v[1] : v[0], 4);
+      if (is_gate) {
+        up = other;
       } else {
-        result = value(output, 0);
-        if (a_.activate) result = apply_activation(a_.activation, 0.0f, result);
+        gate = other;
+        output += kRowStep / 2;
       }
-      if (!a_.weight_before_bias) result *= entry.weight;
-      store_one(a_.output, a_.output_type,
-                static_cast<int64_t>(entry.pair) * a_.output_columns + column, result);
     }
+    if (used) {
+      store(row, row_block * (kDecodeRows / 2) + output, apply_activation(a_.activation, gate, up));
+    }
+  }
+
+  __device__ void store(const DecodeRow& row, int32_t column, float value) const {
+    if (column >= a_.output_columns) return;
+    if (!a_.weight_before_bias) value *= row.weight;
+    store_one(a_.output, a_.output_type,
+              static_cast<int64_t>(row.pair) * a_.output_columns + column, value);
   }
 
   /// Rounds the group of columns that this row block belongs to, if it was the last missing one.
@@ -528,7 +557,7 @@ class Consumer {
 
   const DecodeParams<Operand>& p_;
   const DecodeArgs& a_;
-  const LaneMemory<Operand>& memory_;
+  const LaneMemory& memory_;
   const int lane_id_;
   const int thread_;
   const bool gated_;
@@ -539,49 +568,52 @@ class Consumer {
 
 // ---- the kernel
 
-/// kMaxN = 8: small enough that a CTA of the next kernel fits beside it and streams its weights.
 template <class Operand, int kMaxN>
-__global__ void __launch_bounds__(kDecodeThreads, kMaxN == 8 ? 2 : 1)
+__global__ void __launch_bounds__(decode_lanes(kMaxN) * kLaneThreads, 1)
     decode_kernel(const __grid_constant__ DecodeParams<Operand> p) {
   extern __shared__ __align__(1024) char shared_memory[];
   const int warp = __shfl_sync(~0u, static_cast<int>(threadIdx.x) / 32, 0);
-  constexpr int kConsumerWarps = kDecodeLanes * 4;
+  constexpr int kLanes = decode_lanes(kMaxN);
+  constexpr int kConsumerWarps = kLanes * 4;
   if (threadIdx.x == 0) {
     auto* barriers = reinterpret_cast<uint64_t*>(shared_memory + p.shared.barriers);
-    for (int i = 0; i < kDecodeLanes * p.shared.slots * 2; ++i) {
-      // Full: the leader's announcement and every producer thread's copies. Empty: four warps.
+    for (int i = 0; i < kLanes * p.shared.slots * 2; ++i) {
+      // Full: the announcement of weights and 32 threads' tokens. Empty: four warps.
       barrier_init(barriers + i, i / p.shared.slots % 2 == 0 ? 33 : 4);
     }
     fence_barrier_init();
   }
   __syncthreads();
-  const int lane = warp < kConsumerWarps ? warp / 4 : warp - kConsumerWarps;
-  const int lane_id = static_cast<int>(blockIdx.x) * kDecodeLanes + lane;
-  const LaneMemory<Operand> memory(shared_memory, p.shared, lane);
-  if (warp >= kConsumerWarps) return produce(p, memory, lane_id);
+  const int lane = warp < kConsumerWarps ? warp / 4 : (warp - kConsumerWarps) / 2;
+  const int lane_id = static_cast<int>(blockIdx.x) * kLanes + lane;
+  const LaneMemory memory(shared_memory, p.shared, lane, p.args.unit_size);
+  if (warp >= kConsumerWarps) {
+    if (warp % 2 != 0) return bring_tokens<Operand, kMaxN>(p, memory, lane_id);
+    if (threadIdx.x % 32 == 0) bring_weights(p, memory, lane_id);
+    return;
+  }
   wait_for_previous_kernel();
   // Not before: the next kernel may rely on everything that this one waited for.
   let_next_kernel_start();
   Consumer<Operand>(p, memory, lane_id).template run<kMaxN>();
 }
 
-/// 227 KB of an SM, or half of it beside another CTA (1 KB of each is the system's).
-inline constexpr int32_t kSharedAlone = 227 * 1024;
-inline constexpr int32_t kSharedBeside = 113 * 1024;
+inline constexpr int32_t kSharedBytes = 227 * 1024;
 
 template <class Operand>
 void launch_decode(const typename Operand::Args& weights, const DecodeArgs& args, int num_ctas,
                    Stream stream) {
-  const bool small = args.unit_size <= 8;
+  const int32_t lanes = decode_lanes(args.unit_size);
   const DecodeParams<Operand> params{
       .weights = weights,
       .args = args,
-      .shared = decode_shared(kDecodeLanes, Operand::kStepBytes, Operand::kTokenBlocks,
-                              scales_per_step<Operand>(args.unit_size), args.unit_size,
-                              small ? kSharedBeside : kSharedAlone)};
-  launch(small ? decode_kernel<Operand, 8> : decode_kernel<Operand, kDecodeMaxUnit>,
+      .shared =
+          decode_shared(lanes, Operand::kStepBytes, Operand::kTokenBlocks,
+                        scales_per_step<Operand>(args.unit_size), args.unit_size, kSharedBytes),
+      .lanes = lanes};
+  launch(args.unit_size <= 8 ? decode_kernel<Operand, 8> : decode_kernel<Operand, kDecodeMaxUnit>,
          {.grid = static_cast<unsigned>(num_ctas),
-          .block = kDecodeThreads,
+          .block = static_cast<unsigned>(lanes * kLaneThreads),
           .shared_bytes = params.shared.bytes,
           .overlap_previous = true},
          static_cast<cudaStream_t>(stream.handle), params);

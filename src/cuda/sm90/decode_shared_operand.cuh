@@ -35,13 +35,22 @@ struct SharedOperand {
                                   typename Wgmma<kType, kN>::Accumulator& sum) {
     const uint64_t weights = swizzled_128_descriptor(shared_address(step.weights));
     if constexpr (kScaled) {
+      // Small sums leave room for both blocks' products, so that one is promoted under the other.
+      constexpr int kParts = kN <= 16 ? kTokenBlocks : 1;
+      typename Wgmma<kType, kN>::Accumulator part[kParts];
 #pragma unroll
-      for (int b = 0; b < kTokenBlocks; ++b) {
-        typename Wgmma<kType, kN>::Accumulator part;
-        multiply_block<kN>(weights + b * (kBlockBytes / 16), step.token_descriptor(b), false, part);
-        wgmma_wait<0>();
-        pin(part);
-        promote<kN>(step, b, accumulate || b > 0, part, sum);
+      for (int b = 0; b < kTokenBlocks; b += kParts) {
+#pragma unroll
+        for (int i = 0; i < kParts; ++i) {
+          multiply_block<kN>(weights + (b + i) * (kBlockBytes / 16), step.token_descriptor(b + i),
+                             false, part[i]);
+        }
+#pragma unroll
+        for (int i = 0; i < kParts; ++i) {
+          i + 1 < kParts ? wgmma_wait<1>() : wgmma_wait<0>();
+          pin(part[i]);
+          promote<kN>(step, b + i, accumulate || b + i > 0, part[i], sum);
+        }
       }
     } else {
 #pragma unroll
