@@ -5,9 +5,10 @@
 //
 // A unit is 64 weight rows x one chunk of K for one block of sorted rows. Units are a flat list:
 // blocks of sorted rows, in each the 64-row blocks of its expert's matrix, in each the chunks of K.
-// Lane i has units [i U / P, (i + 1) U / P). A row block that lies in several lanes is cut: the sum
-// of every chunk is a number of its own, chunks are added in k order by the lane that arrives last,
-// so no bit depends on where the cuts are.
+// Lanes have
+// neighbouring ranges of U / P units or one more. A row block that lies in several lanes is cut:
+// the sum of every chunk is a number of its own, chunks are added in k order by the lane that
+// arrives last, so no bit depends on where the cuts are.
 
 #include <cstdint>
 
@@ -46,23 +47,31 @@ struct DecodeSchedule {
   int32_t num_chunks = 0;  ///< of K
   int32_t num_lanes = 0;
 
-  SWITCHYARD_HOST_DEVICE constexpr int64_t num_units() const {
-    return static_cast<int64_t>(num_blocks) * row_blocks * num_chunks;
+  SWITCHYARD_HOST_DEVICE constexpr int32_t num_units() const {
+    return num_blocks * row_blocks * num_chunks;
   }
   /// Lanes with work: none of them has an empty range.
-  SWITCHYARD_HOST_DEVICE constexpr int64_t used_lanes() const {
+  SWITCHYARD_HOST_DEVICE constexpr int32_t used_lanes() const {
     return num_lanes < num_units() ? num_lanes : num_units();
   }
   /// First unit of a lane, and end of the one before; lanes past the used ones begin at the end.
-  SWITCHYARD_HOST_DEVICE constexpr int64_t begin(int64_t lane) const {
-    return lane >= used_lanes() ? num_units() : lane * num_units() / used_lanes();
+  /// 32-bit division only, few of them: a kernel begins with this.
+  SWITCHYARD_HOST_DEVICE constexpr int32_t begin(int32_t lane) const {
+    const int32_t units = num_units();
+    const int32_t lanes = used_lanes();
+    if (lane >= lanes) return units;
+    const int32_t share = units / lanes;
+    const int32_t longer = units - share * lanes;  // lanes with one unit more come first
+    return lane * share + (lane < longer ? lane : longer);
   }
-  SWITCHYARD_HOST_DEVICE constexpr int32_t lane_of(int64_t unit) const {
-    return static_cast<int32_t>(((unit + 1) * used_lanes() - 1) / num_units());
+  SWITCHYARD_HOST_DEVICE constexpr int32_t lane_of(int32_t unit) const {
+    const int32_t share = num_units() / used_lanes();
+    const int32_t longer = num_units() - share * used_lanes();
+    const int32_t before = longer * (share + 1);  // units of the longer lanes
+    return unit < before ? unit / (share + 1) : longer + (unit - before) / share;
   }
   SWITCHYARD_HOST_DEVICE constexpr DecodeOwners owners(const DecodeRun& run) const {
-    const int64_t first =
-        (static_cast<int64_t>(run.block) * row_blocks + run.row_block) * num_chunks;
+    const int32_t first = (run.block * row_blocks + run.row_block) * num_chunks;
     return {lane_of(first), lane_of(first + num_chunks - 1)};
   }
 };
@@ -113,29 +122,29 @@ struct DecodeSteps {
 struct DecodeWalk {
   DecodeSchedule schedule{};
   DecodeSteps steps{};
-  int64_t unit = 0, end = 0;
+  int32_t unit = 0, end = 0;
   int32_t block = 0, row_block = 0, chunk = 0, step = 0;
   int32_t slot = 0, num_slots = 1;
   uint32_t phase = 0;
 
   SWITCHYARD_HOST_DEVICE constexpr DecodeWalk(const DecodeSchedule& s, const DecodeSteps& k,
-                                              int64_t lane, int32_t slots)
+                                              int32_t lane, int32_t slots)
       : schedule(s), steps(k), unit(s.begin(lane)), end(s.begin(lane + 1)), num_slots(slots) {
     if (unit == end) return;
-    const int64_t rows = unit / s.num_chunks;
-    block = static_cast<int32_t>(rows / s.row_blocks);
-    row_block = static_cast<int32_t>(rows % s.row_blocks);
-    chunk = static_cast<int32_t>(unit % s.num_chunks);
+    const int32_t rows = unit / s.num_chunks;
+    block = rows / s.row_blocks;
+    row_block = rows - block * s.row_blocks;
+    chunk = unit - rows * s.num_chunks;
   }
   /// What the lane computes of the current row block, from the current chunk on. No division: the
   /// kernels ask once per row block.
   SWITCHYARD_HOST_DEVICE constexpr DecodeRun run() const {
-    const int64_t left = end - unit;
+    const int32_t left = end - unit;
     const bool to_the_end = left >= schedule.num_chunks - chunk;
     return {.block = block,
             .row_block = row_block,
             .chunk_begin = chunk,
-            .chunk_end = to_the_end ? schedule.num_chunks : chunk + static_cast<int32_t>(left),
+            .chunk_end = to_the_end ? schedule.num_chunks : chunk + left,
             .whole = chunk == 0 && to_the_end};
   }
   SWITCHYARD_HOST_DEVICE constexpr bool done() const { return unit == end; }

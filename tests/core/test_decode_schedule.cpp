@@ -39,7 +39,7 @@ std::string name(const DecodeSchedule& s) {
 }
 
 /// The runs of one lane, as a kernel walks them (a step per chunk).
-std::vector<DecodeRun> runs_of(const DecodeSchedule& s, int64_t lane) {
+std::vector<DecodeRun> runs_of(const DecodeSchedule& s, int32_t lane) {
   std::vector<DecodeRun> runs;
   for (DecodeWalk walk(s, {s.num_chunks, 1}, lane, 1); !walk.done();) {
     runs.push_back(walk.run());
@@ -52,7 +52,7 @@ TEST(DecodeSchedule, EveryUnitOnceInEqualShares) {
   for (const DecodeSchedule& s : schedules()) {
     SCOPED_TRACE(name(s));
     int64_t next = 0;
-    for (int64_t lane = 0; lane < s.num_lanes; ++lane) {
+    for (int32_t lane = 0; lane < s.num_lanes; ++lane) {
       ASSERT_EQ(s.begin(lane), next);
       const int64_t count = s.begin(lane + 1) - next;
       if (lane < s.used_lanes()) {
@@ -81,8 +81,8 @@ TEST(DecodeSchedule, EveryUnitOnceInEqualShares) {
 TEST(DecodeSchedule, OwnersOfACutAgreeAndCoverIt) {
   for (const DecodeSchedule& s : schedules()) {
     SCOPED_TRACE(name(s));
-    std::map<std::pair<int32_t, int32_t>, std::vector<std::pair<int64_t, DecodeRun>>> by_rows;
-    for (int64_t lane = 0; lane < s.used_lanes(); ++lane) {
+    std::map<std::pair<int32_t, int32_t>, std::vector<std::pair<int32_t, DecodeRun>>> by_rows;
+    for (int32_t lane = 0; lane < s.used_lanes(); ++lane) {
       for (const DecodeRun& run : runs_of(s, lane)) {
         by_rows[{run.block, run.row_block}].emplace_back(lane, run);
       }
@@ -125,7 +125,7 @@ TEST(DecodeWalk, TakesTheStepsOfTheRunsInOrder) {
       const DecodeSteps steps{(s.num_chunks - 1) * 2 + last_chunk_steps, 2};
       ASSERT_EQ(steps.num_chunks(), s.num_chunks);
       for (const int32_t slots : {1, 3}) {
-        for (int64_t lane = 0; lane < s.num_lanes; ++lane) {
+        for (int32_t lane = 0; lane < s.num_lanes; ++lane) {
           DecodeWalk walk(s, steps, lane, slots);
           int64_t count = 0;
           for (const DecodeRun& run : runs_of(s, lane)) {

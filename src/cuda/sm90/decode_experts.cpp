@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <limits>
 
 #include "core/cost_model.h"
 #include "core/expert_sort.h"
@@ -36,6 +37,12 @@ std::string why_unsupported_matrix(const LayerSpec& spec, ActivationFormat activ
   const WeightRows& w = packed.rows();
   if (w.num_cols % 16 != 0 || w.num_rows % 16 != 0) {
     return fmt::format("a matrix of {} x {}; decode kernels need multiples of 16", w.num_rows,
+                       w.num_cols);
+  }
+  const int64_t units = ceil_div<int64_t>(w.num_rows, kDecodeRows) *
+                        decode_steps(w.rows.row_bytes).num_chunks() * kDecodeMaxTokens * kMaxTopK;
+  if (units > std::numeric_limits<int32_t>::max()) {
+    return fmt::format("a matrix of {} x {}; decode kernels count its units in 32 bits", w.num_rows,
                        w.num_cols);
   }
   if (w.group_index != nullptr || w.zero_points != nullptr || w.global_scales != nullptr ||

@@ -22,6 +22,7 @@
 //     // Args&, int k_step), where the Operand has that.
 //     static void load(const Args&, char* to, int expert, int row_block, int k_step,
 //                      uint64_t* full);
+//     static void prefetch(const Args&);  // optional: what load() will need
 //     // The warpgroup: sum (+)= weights . tokens^T, finished on return (all reads of the slot
 //     too). template <int kN> static void multiply(const Args&, const Step&, bool accumulate, Word
 //     (&sum)[kN / 2]);
@@ -232,6 +233,7 @@ template <class Operand>
 __device__ void bring_weights(const DecodeParams<Operand>& p, const LaneMemory& memory,
                               int lane_id) {
   const DecodeArgs& a = p.args;
+  if constexpr (requires { Operand::prefetch(p.weights); }) Operand::prefetch(p.weights);
   if (!a.lists_ready) wait_for_previous_kernel();
   int32_t block = -1, expert = 0;
   for (DecodeWalk walk(schedule_of(p), a.steps, lane_id, p.shared.slots); !walk.done();
@@ -444,8 +446,7 @@ class Consumer {
     constexpr int kQuads = kN / 8;
     constexpr int kInFlight = 8 / kQuads;  // chunks: eight loads of a thread
     const DecodeSchedule& s = walk_.schedule;
-    const int64_t first_unit =
-        (static_cast<int64_t>(run.block) * s.row_blocks + run.row_block) * s.num_chunks;
+    const int32_t first_unit = (run.block * s.row_blocks + run.row_block) * s.num_chunks;
     uint4 raw[kInFlight][kQuads];
     const auto load = [&](int32_t chunk, int c) {
       const uint4* from = partial(owners, chunk);
@@ -454,7 +455,7 @@ class Consumer {
     };
     load(0, 0);
     memcpy(total, raw[0], sizeof(total));
-    const auto begin = static_cast<int32_t>(s.begin(owners.first + 1) - first_unit);
+    const int32_t begin = s.begin(owners.first + 1) - first_unit;
 #pragma unroll 1
     for (int32_t chunk = begin; chunk < s.num_chunks; chunk += kInFlight) {
 #pragma unroll

@@ -21,6 +21,7 @@ struct SharedOperand {
     CUtensorMap map;  ///< [E][rows][K], boxes of 64 rows x 128 bytes
   };
 
+  __device__ static void prefetch(const Args& args) { prefetch_map(&args.map); }
   __device__ static void load(const Args& args, char* to, int expert, int row_block, int k_step,
                               uint64_t* full) {
 #pragma unroll
