@@ -59,8 +59,8 @@ TEST(DecodeSchedule, EveryUnitOnceInEqualShares) {
         ASSERT_GE(count, s.num_units() / s.used_lanes());
         ASSERT_LE(count, ceil_div(s.num_units(), s.used_lanes()));
         ASSERT_GT(count, 0);
-        ASSERT_EQ(s.lane_of(next), lane);
-        ASSERT_EQ(s.lane_of(next + count - 1), lane);
+        ASSERT_EQ(s.lane_of(static_cast<int32_t>(next)), lane);
+        ASSERT_EQ(s.lane_of(static_cast<int32_t>(next + count - 1)), lane);
       } else {
         ASSERT_EQ(count, 0);
       }
