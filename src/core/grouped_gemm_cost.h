@@ -21,12 +21,12 @@ struct GroupedGemmWork {
 namespace gemm_cost {
 
 // H200, measured per k block and tile over R1 EP8 and TP8 at T = 8192 (docs/decisions.md).
-inline constexpr double kStartClocks = 800;      ///< of a tile
-inline constexpr double kClocksPerOutput = 0.1;  ///< of its end
-inline constexpr double kIssueClocks = 30;       ///< of a k block, beside its products
-inline constexpr double kPromotionClocks = 230;  ///< with block scales: hardly hidden
-inline constexpr double kBytesPerClock = 58;     ///< L2 to one SM, rows and weights
-inline constexpr double kGatherStart = 320;      ///< of a k block whose rows are gathered
+inline constexpr double kStartClocks = 2600;       ///< of a tile
+inline constexpr double kClocksPerOutput = 0.035;  ///< of its end
+inline constexpr double kIssueClocks = 30;         ///< of a k block, beside its products
+inline constexpr double kPromotionClocks = 230;    ///< with block scales: hardly hidden
+inline constexpr double kBytesPerClock = 58;       ///< L2 to one SM, rows and weights
+inline constexpr double kGatherStart = 320;        ///< of a k block whose rows are gathered
 inline constexpr double kGatherClocksPerRow = 3.05;
 inline constexpr double kMatrixClock = 1.55e9;  ///< Hz under full matrix load
 
