@@ -112,6 +112,9 @@ class Backend {
   virtual void sort(const ops::SortArgs& args, const ops::Execution& where) const = 0;
   virtual void quantize(const ops::QuantizeArgs& args, const ops::Execution& where) const = 0;
   virtual void activate(const ops::ActivateArgs& args, const ops::Execution& where) const = 0;
+  /// On the host: by way of a matrix of sums and one of activations.
+  virtual void activate_quantize(const ops::ActivateQuantizeArgs& args,
+                                 const ops::Execution& where) const;
   virtual void combine(const ops::CombineArgs& args, const ops::Execution& where) const = 0;
   virtual void rms_norm(const RmsNormArgs& args, const ops::Execution& where) const = 0;
 

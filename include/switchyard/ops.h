@@ -103,6 +103,25 @@ struct ActivateArgs {
 };
 SWITCHYARD_EXPORT void activate(const ActivateArgs& args, const Execution& execution = {});
 
+/// The tail of a gate_up that was split along K: partial sums, bias, activation, codes and scales.
+/// Partial sums are added in f32 in their order, then the bias of the row's expert.
+struct ActivateQuantizeArgs {
+  ActivationSpec activation{};
+  GateUpOrder order = GateUpOrder::kConcatenated;
+  TensorView input{};  ///< [B, R, 2I] f32, bf16 or f16 (or [B, R, I] when not gated)
+  TensorView bias{};   ///< f32, bf16 or f16: [2I], or [E, 2I] with sorted_expert_ids; or empty
+  /// Of sort, with its unit size: output row r is the pair's input row, token * top_k + slot;
+  /// padding gives zeros. Empty: output row r is input row r.
+  TensorView sorted_ids{};
+  TensorView sorted_expert_ids{};
+  int64_t unit_size = 32;
+  int64_t top_k = 0;
+  /// From format to scales; input, row_index and channel_scale stay empty.
+  QuantizeArgs quantized{};
+};
+SWITCHYARD_EXPORT void activate_quantize(const ActivateQuantizeArgs& args,
+                                         const Execution& execution = {});
+
 /// Weighted sum over the K slots of a token, in slot order, in f32.
 struct CombineArgs {
   TensorView expert_output{};  ///< [T, K, H] f32, bf16 or f16

@@ -124,6 +124,14 @@ class CudaBackend final : public Backend {
     cuda::activate(args, where.stream);
   }
 
+  void activate_quantize(const ops::ActivateQuantizeArgs& args,
+                         const ops::Execution& where) const override {
+    const Scope scope(where);
+    require_reachable("input", args.input);
+    require_reachable("values", args.quantized.values);
+    cuda::activate_quantize(args, where.stream);
+  }
+
   void combine(const ops::CombineArgs& args, const ops::Execution& where) const override {
     const Scope scope(where);
     require_reachable("expert_output", args.expert_output);

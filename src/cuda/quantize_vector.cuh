@@ -59,12 +59,18 @@ inline __device__ uint32_t fp4_magnitude(float m) {
   const uint32_t sum = __float_as_uint(fmaf(quantum, 4194304.0f, m));
   return sum + (sum >> 22);
 }
-inline __device__ uint32_t encode_fp4(const float (&v)[kVector], float inverse) {
+/// clips: a magnitude may reach 7.
+inline __device__ uint32_t encode_fp4(const float (&v)[kVector], float inverse, bool clips) {
+  float m[kVector];
+#pragma unroll
+  for (int j = 0; j < kVector; ++j) m[j] = flushed_product(fabsf(v[j]), inverse);
+  if (clips) {
+#pragma unroll
+    for (float& magnitude : m) magnitude = fminf(magnitude, kFp4E2m1Max);
+  }
   uint32_t code[kVector];
 #pragma unroll
-  for (int j = 0; j < kVector; ++j) {
-    code[j] = fp4_magnitude(fminf(flushed_product(fabsf(v[j]), inverse), kFp4E2m1Max));
-  }
+  for (int j = 0; j < kVector; ++j) code[j] = fp4_magnitude(m[j]);
   const uint32_t even = gather_bytes<0>(code[0], code[2], code[4], code[6]);
   const uint32_t odd = gather_bytes<0>(code[1], code[3], code[5], code[7]);
   constexpr uint32_t kBias = (298u & 0xffu) * 0x01010101u;
@@ -76,38 +82,36 @@ inline __device__ uint32_t encode_fp4(const float (&v)[kVector], float inverse) 
   return (even + 16u * odd - 17u * kBias) | signs(0) >> 4 | signs(1);
 }
 
-/// Codes of eight values, the first in the low bits: 64 bits, or 32 of 4-bit formats.
+/// Codes of eight values, the first in the low bits: 64 bits, or 32 of 4-bit formats. A block with
+/// inverse 0 decodes to NaN, or to zeros.
 template <Format kFormat>
-__device__ uint2 encode(const float (&v)[kVector], float inverse) {
-  constexpr bool kNibbles = element_bits(kFormat) == 4;
-  if (inverse == 0.0f) {  // a block that decodes to NaN, or to zeros
-    const uint32_t zero = kFormat == Format::kInt4 ? 0x88888888u : 0u;
-    return {zero, zero};
-  }
+__device__ uint2 encode(const float (&v)[kVector], float inverse, bool clips = true) {
+  uint2 codes{0, 0};
+  uint32_t zero = 0;
   if constexpr (kFormat == Format::kMxfp4 || kFormat == Format::kNvfp4) {
-    return {encode_fp4(v, inverse), 0};
+    codes.x = encode_fp4(v, inverse, clips);
   } else {
     float x[kVector];
 #pragma unroll
     for (int j = 0; j < kVector; ++j) x[j] = flushed_product(v[j], inverse);
-    if constexpr (kNibbles) {
-      uint32_t packed = 0;
+    if constexpr (kFormat == Format::kInt4) {
 #pragma unroll
       for (int j = 0; j < kVector; ++j) {
-        packed |= ((integer_code(x[j]) + kInt4ZeroPoint) & 15u) << (4 * j);
+        codes.x |= ((integer_code(x[j]) + kInt4ZeroPoint) & 15u) << (4 * j);
       }
-      return {packed, 0};
+      zero = kInt4ZeroPoint * 0x11111111u;
     } else if constexpr (kFormat == Format::kInt8) {
       uint32_t code[kVector];
 #pragma unroll
       for (int j = 0; j < kVector; ++j) code[j] = integer_code(x[j]);
-      return {gather_bytes<0>(code[0], code[1], code[2], code[3]),
-              gather_bytes<0>(code[4], code[5], code[6], code[7])};
+      codes = {gather_bytes<0>(code[0], code[1], code[2], code[3]),
+               gather_bytes<0>(code[4], code[5], code[6], code[7])};
     } else {
-      return {__byte_perm(pack_fp8_e4m3(x[0], x[1]), pack_fp8_e4m3(x[2], x[3]), 0x5410),
-              __byte_perm(pack_fp8_e4m3(x[4], x[5]), pack_fp8_e4m3(x[6], x[7]), 0x5410)};
+      codes = {__byte_perm(pack_fp8_e4m3(x[0], x[1]), pack_fp8_e4m3(x[2], x[3]), 0x5410),
+               __byte_perm(pack_fp8_e4m3(x[4], x[5]), pack_fp8_e4m3(x[6], x[7]), 0x5410)};
     }
   }
+  return inverse == 0.0f ? uint2{zero, zero} : codes;
 }
 
 /// Largest magnitude; NaN or infinity win, and a subnormal one is zero to block_scale.

@@ -52,6 +52,12 @@ void activate(const ActivateArgs& args, const Execution& execution) {
   backend.activate(args, execution);
 }
 
+void activate_quantize(const ActivateQuantizeArgs& args, const Execution& execution) {
+  const Backend& backend = backend_of(execution);
+  validate_activate_quantize(args, on_host(backend));
+  backend.activate_quantize(args, execution);
+}
+
 void combine(const CombineArgs& args, const Execution& execution) {
   const Backend& backend = backend_of(execution);
   validate_combine(args, on_host(backend));

@@ -42,6 +42,7 @@ void validate_sort(const ops::SortArgs& args, bool on_host);
 void validate_quantize(const ops::QuantizeArgs& args);
 void validate_dequantize(const WeightMatrix& matrix, const TensorView& output);
 void validate_activate(const ops::ActivateArgs& args);
+void validate_activate_quantize(const ops::ActivateQuantizeArgs& args, bool on_host);
 void validate_combine(const ops::CombineArgs& args, bool on_host);
 void validate_gate_up(const LayerSpec& spec, const ops::GateUpArgs& args, bool on_host);
 void validate_down(const LayerSpec& spec, const ops::DownArgs& args, bool on_host);

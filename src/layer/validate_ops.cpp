@@ -146,16 +146,10 @@ void validate_sort(const ops::SortArgs& args, bool on_host) {
   check_disjoint(outputs, inputs);
 }
 
-void validate_quantize(const ops::QuantizeArgs& args) {
-  check_tensor("input", args.input, kFloats, {kAnyExtent, kAnyExtent});
-  const int64_t cols = args.input.extent(1);
-  int64_t rows = args.input.extent(0);
-  if (!args.row_index.empty()) {
-    check_tensor("row_index", args.row_index, kI32, {kAnyExtent});
-    rows = args.row_index.extent(0);
-  }
-  check_optional("channel_scale", args.channel_scale, kF32, {cols});
+namespace {
 
+/// Everything about the format and the outputs.
+void check_quantized(const ops::QuantizeArgs& args, int64_t rows, int64_t cols) {
   const Format format = args.format;
   const bool known = format == Format::kFp8E4m3 || format == Format::kInt8 ||
                      format == Format::kInt4 || format == Format::kMxfp4 ||
@@ -186,6 +180,20 @@ void validate_quantize(const ops::QuantizeArgs& args) {
     check_scales({DataType::kF32, DataType::kBf16, DataType::kF8E8m0});
   else
     check_scales({DataType::kF32, DataType::kBf16});
+}
+
+}  // namespace
+
+void validate_quantize(const ops::QuantizeArgs& args) {
+  check_tensor("input", args.input, kFloats, {kAnyExtent, kAnyExtent});
+  const int64_t cols = args.input.extent(1);
+  int64_t rows = args.input.extent(0);
+  if (!args.row_index.empty()) {
+    check_tensor("row_index", args.row_index, kI32, {kAnyExtent});
+    rows = args.row_index.extent(0);
+  }
+  check_optional("channel_scale", args.channel_scale, kF32, {cols});
+  check_quantized(args, rows, cols);
   const NamedView outputs[] = {{"values", args.values}, {"scales", args.scales}};
   const NamedView inputs[] = {
       {"input", args.input}, {"row_index", args.row_index}, {"channel_scale", args.channel_scale}};
@@ -199,12 +207,20 @@ void validate_dequantize(const WeightMatrix& matrix, const TensorView& output) {
   check_tensor("output", output, kF32, {matrix.rows, matrix.cols});
 }
 
-void validate_activate(const ops::ActivateArgs& args) {
+namespace {
+
+void check_activation(const ActivationSpec& activation, GateUpOrder order) {
   LayerSpec spec{.num_experts = 1, .top_k = 1, .hidden_size = 1, .intermediate_size = 1};
-  spec.activation = args.activation;
+  spec.activation = activation;
   validate_spec(spec);
-  check_range("order", static_cast<int64_t>(args.order), 0,
+  check_range("order", static_cast<int64_t>(order), 0,
               static_cast<int64_t>(GateUpOrder::kInterleaved));
+}
+
+}  // namespace
+
+void validate_activate(const ops::ActivateArgs& args) {
+  check_activation(args.activation, args.order);
   check_tensor("output", args.output, kFloats, {kAnyExtent, kAnyExtent});
   const int64_t inputs_per_output = args.activation.gated() ? 2 : 1;
   const int64_t cols = args.output.extent(1) * inputs_per_output;
@@ -212,6 +228,46 @@ void validate_activate(const ops::ActivateArgs& args) {
   check_optional("bias", args.bias, kFloats, {cols});
   const NamedView outputs[] = {{"output", args.output}};
   const NamedView inputs[] = {{"input", args.input}, {"bias", args.bias}};
+  check_disjoint(outputs, inputs);
+}
+
+void validate_activate_quantize(const ops::ActivateQuantizeArgs& args, bool on_host) {
+  check_activation(args.activation, args.order);
+  check_tensor("input", args.input, kFloats, {kAnyExtent, kAnyExtent, kAnyExtent});
+  const int64_t halves = args.activation.gated() ? 2 : 1;
+  const int64_t cols = args.input.extent(2);
+  require(cols % halves == 0, "input has {} columns; gate and up need an even number", cols);
+  int64_t rows = args.input.extent(1);
+  const bool sorted = !args.sorted_ids.empty();
+  if (sorted) {
+    check_range("top_k", args.top_k, 1, kMaxTopK);
+    check_range("unit_size", args.unit_size, 1, kMaxUnitSize);
+    check_tensor("sorted_ids", args.sorted_ids, kI32, {kAnyExtent});
+    rows = args.sorted_ids.extent(0);
+  }
+  const bool bias_per_expert = args.bias.rank == 2;
+  if (bias_per_expert) {
+    check_tensor("bias", args.bias, kFloats, {kAnyExtent, cols});
+    require(sorted, "bias has a row per expert; it needs sorted_ids and sorted_expert_ids");
+    check_at_least("sorted_expert_ids", args.sorted_expert_ids, kI32,
+                   ceil_div(rows, args.unit_size));
+    for (int64_t block = 0; on_host && block < ceil_div(rows, args.unit_size); ++block) {
+      check_range("sorted_expert_ids", args.sorted_expert_ids.as<const int32_t>()[block], -1,
+                  args.bias.extent(0) - 1);
+    }
+  } else {
+    check_optional("bias", args.bias, kFloats, {cols});
+  }
+  require(args.quantized.input.empty() && args.quantized.row_index.empty() &&
+              args.quantized.channel_scale.empty(),
+          "quantized.input, row_index or channel_scale is given; they stay empty here");
+  check_quantized(args.quantized, rows, cols / halves);
+  const NamedView outputs[] = {{"values", args.quantized.values},
+                               {"scales", args.quantized.scales}};
+  const NamedView inputs[] = {{"input", args.input},
+                              {"bias", args.bias},
+                              {"sorted_ids", args.sorted_ids},
+                              {"sorted_expert_ids", args.sorted_expert_ids}};
   check_disjoint(outputs, inputs);
 }
 

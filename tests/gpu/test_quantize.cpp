@@ -11,56 +11,19 @@
 #include "core/scale_layout.h"
 #include "gpu/device_tensor.h"
 #include "reference/steps.h"
+#include "support/quantize_cases.h"
 #include "support/random.h"
 
 namespace switchyard {
 namespace {
 
+using Case = test::QuantizeCase;
+using test::describe;
+using test::quantize_cases;
+
 using test::Buffer;
 using test::DeviceTensor;
 using test::Random;
-
-struct Case {
-  Format format = Format::kFp8E4m3;
-  ScaleBlock block{1, 128};
-  DataType scale_type = DataType::kF32;
-  ScaleRounding rounding = ScaleRounding::kUp;
-  bool power_of_two = false;
-  float global_scale = 1.0f;
-};
-
-std::vector<Case> cases() {
-  using enum Format;
-  std::vector<Case> all = {
-      {kFp8E4m3, {0, 0}},
-      {kFp8E4m3, {1, 0}},
-      {kFp8E4m3, {1, 128}},
-      {kFp8E4m3, {128, 128}},
-      {kFp8E4m3, {1, 48}},
-      {kFp8E4m3, {1, 128}, DataType::kF32, ScaleRounding::kUp, true},
-      {kFp8E4m3, {1, 128}, DataType::kF8E8m0, ScaleRounding::kUp, true},
-      {kFp8E4m3, {1, 0}, DataType::kBf16},
-      {kInt8, {0, 0}},
-      {kInt8, {1, 0}},
-      {kInt8, {1, 32}},
-      {kInt4, {1, 32}},
-      {kInt4, {1, 128}, DataType::kBf16},
-      {kNvfp4, {1, 16}, DataType::kF8E4m3},
-      {kNvfp4, {1, 16}, DataType::kF8E4m3, ScaleRounding::kUp, false, 1.0f / 2688},
-  };
-  for (const ScaleRounding rounding :
-       {ScaleRounding::kDown, ScaleRounding::kUp, ScaleRounding::kEven, ScaleRounding::kCeil}) {
-    all.push_back({kMxfp4, {1, 32}, DataType::kF8E8m0, rounding});
-    all.push_back({kMxfp8, {1, 32}, DataType::kF8E8m0, rounding});
-  }
-  return all;
-}
-
-std::string describe(const Case& c) {
-  return std::string(to_string(c.format)) + " block " + std::to_string(c.block.rows) + "x" +
-         std::to_string(c.block.cols) + " scales " + to_string(c.scale_type) + " rounding " +
-         std::to_string(static_cast<int>(c.rounding)) + (c.power_of_two ? " power of two" : "");
-}
 
 /// Quantises on both sides and compares every byte.
 void compare(const Case& c, const Buffer& input, int64_t rows, const Buffer* row_index,
@@ -68,11 +31,7 @@ void compare(const Case& c, const Buffer& input, int64_t rows, const Buffer* row
   const int64_t cols = input.view().extent(1);
   SCOPED_TRACE(describe(c) + ", " + std::to_string(rows) + " x " + std::to_string(cols) + " " +
                to_string(input.view().type));
-  const bool nibbles = element_bits(c.format) == 4;
-  const DataType code_type = nibbles                     ? DataType::kU8
-                             : c.format == Format::kInt8 ? DataType::kI8
-                                                         : DataType::kF8E4m3;
-  Buffer values(code_type, {rows, nibbles ? ceil_div<int64_t>(cols, 2) : cols});
+  Buffer values(test::code_type(c.format), {rows, test::code_cols(c.format, cols)});
   Buffer scales(c.scale_type, {scale_rows(c.block, rows), scale_cols(c.block, cols)});
   const DeviceTensor device_input(input);
   const DeviceTensor device_values(values);
@@ -112,7 +71,7 @@ void compare(const Case& c, const Buffer& input, int64_t rows, const Buffer* row
 
 TEST(GpuQuantize, EveryFormatAndShape) {
   Random random(1);
-  for (const Case& c : cases()) {
+  for (const Case& c : quantize_cases()) {
     for (const auto& [rows, cols] : {std::pair{1, 128},
                                      {3, 7168},
                                      {5, 2880},
@@ -130,7 +89,7 @@ TEST(GpuQuantize, EveryFormatAndShape) {
 
 TEST(GpuQuantize, GatheredRowsAndChannelScales) {
   Random random(2);
-  for (const Case& c : cases()) {
+  for (const Case& c : quantize_cases()) {
     for (const int64_t cols : {256, 70}) {
       const Buffer input = Buffer::normal(random, DataType::kBf16, {9, cols});
       const Buffer channel = Buffer::normal(random, DataType::kF32, {cols});
@@ -146,7 +105,7 @@ TEST(GpuQuantize, GatheredRowsAndChannelScales) {
 TEST(GpuQuantize, AnyBits) {
   // Every exponent and mantissa, subnormals, zeros of both signs; NaN and infinity in some rows.
   Random random(4);
-  for (const Case& c : cases()) {
+  for (const Case& c : quantize_cases()) {
     for (const bool special : {false, true}) {
       Buffer input(DataType::kF32, {64, 256});
       for (int64_t i = 0; i < input.size(); ++i) {

@@ -18,56 +18,18 @@
 #include "cpu/quantize_kernels.h"
 #include "cpu/steps.h"
 #include "reference/steps.h"
+#include "support/quantize_cases.h"
 #include "switchyard/ops.h"
 
 namespace switchyard {
 namespace {
 
+using Case = test::QuantizeCase;
+using test::describe;
+using test::quantize_cases;
+
 constexpr uint8_t kPoison = 0xa7;
 constexpr float kInf = std::numeric_limits<float>::infinity();
-
-/// One way to call the step.
-struct Case {
-  Format format = Format::kFp8E4m3;
-  ScaleBlock block{1, 128};
-  DataType scale_type = DataType::kF32;
-  ScaleRounding rounding = ScaleRounding::kUp;
-  bool power_of_two = false;
-  float global_scale = 1.0f;
-};
-
-std::vector<Case> cases() {
-  using enum Format;
-  std::vector<Case> all = {
-      {kFp8E4m3, {0, 0}},
-      {kFp8E4m3, {1, 0}},
-      {kFp8E4m3, {1, 128}},
-      {kFp8E4m3, {128, 128}},
-      {kFp8E4m3, {1, 128}, DataType::kF32, ScaleRounding::kUp, true},
-      {kFp8E4m3, {1, 128}, DataType::kF8E8m0, ScaleRounding::kUp, true},
-      {kFp8E4m3, {1, 0}, DataType::kBf16},
-      {kInt8, {0, 0}},
-      {kInt8, {1, 0}},
-      {kInt8, {1, 32}},
-      {kInt4, {1, 32}},
-      {kInt4, {1, 128}},
-      {kInt4, {1, 32}, DataType::kBf16},
-      {kNvfp4, {1, 16}, DataType::kF8E4m3},
-      {kNvfp4, {1, 16}, DataType::kF8E4m3, ScaleRounding::kUp, false, 1.0f / 2688},
-  };
-  for (ScaleRounding rounding :
-       {ScaleRounding::kDown, ScaleRounding::kUp, ScaleRounding::kEven, ScaleRounding::kCeil}) {
-    all.push_back({kMxfp4, {1, 32}, DataType::kF8E8m0, rounding});
-    all.push_back({kMxfp8, {1, 32}, DataType::kF8E8m0, rounding});
-  }
-  return all;
-}
-
-std::string describe(const Case& c) {
-  return std::string(to_string(c.format)) + " block " + std::to_string(c.block.rows) + "x" +
-         std::to_string(c.block.cols) + " scales " + to_string(c.scale_type) + " rounding " +
-         std::to_string(static_cast<int>(c.rounding)) + (c.power_of_two ? " power of two" : "");
-}
 
 /// Inputs, and outputs with a guard behind them.
 struct Problem {
@@ -78,9 +40,7 @@ struct Problem {
   std::vector<float> channel_scale{};
   std::vector<int32_t> row_index{};
 
-  int64_t value_cols() const {
-    return element_bits(how.format) == 4 ? ceil_div(cols, int64_t{2}) : cols;
-  }
+  int64_t value_cols() const { return test::code_cols(how.format, cols); }
   float value(int64_t row, int64_t col) const {  // as the definition reads it
     if (!row_index.empty()) row = row_index[static_cast<size_t>(row)];
     if (row < 0 || row >= input_rows) return 0.0f;
@@ -123,10 +83,7 @@ Result run(const Problem& problem, void (*quantize)(const ops::QuantizeArgs&)) {
   args.rounding = how.rounding;
   args.power_of_two_scales = how.power_of_two;
   args.global_scale = how.global_scale;
-  const DataType value_type = element_bits(how.format) == 4 ? DataType::kU8
-                              : how.format == Format::kInt8 ? DataType::kI8
-                                                            : DataType::kF8E4m3;
-  args.values = TensorView::contiguous(result.values.data(), value_type,
+  args.values = TensorView::contiguous(result.values.data(), test::code_type(how.format),
                                        {problem.rows, problem.value_cols()});
   args.scales = TensorView::contiguous(result.scales.data(), how.scale_type,
                                        {num_scale_rows, num_scale_cols});
@@ -412,7 +369,7 @@ TEST_P(Quantize, DecodesToWithinHalfAStep) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Cases, Quantize, testing::ValuesIn(cases()),
+INSTANTIATE_TEST_SUITE_P(Cases, Quantize, testing::ValuesIn(quantize_cases()),
                          [](const testing::TestParamInfo<Case>& c) {
                            std::string name = describe(c.param);
                            std::replace(name.begin(), name.end(), ' ', '_');
