@@ -1,23 +1,28 @@
 #!/usr/bin/env bash
 # Runs every GPU test and bench on this machine from built binaries and writes results/<gpu>/*.json.
-# Usage: gpu_check.sh [--bin DIR] [--out DIR] [--commit ID] [--sanitize]
-#   --bin: where test_gpu and bench_gpu are (default: build/cuda/tests and build/cuda/bench)
+# Usage: gpu_check.sh [--bin DIR] [--out DIR] [--commit ID] [--quick] [--sanitize]
+#   --bin: one folder with test_gpu, bench_gpu, bench_layers and switchyard (default: where build/cuda has them)
+#   --quick: only layers of up to 64 tokens
 #   --sanitize: also compute-sanitizer's memcheck, racecheck and initcheck over a part of the tests
 set -euo pipefail
 here=$(cd "$(dirname "$0")/.." && pwd)
-bin='' out='' commit='' sanitize=0
+bin='' out='' commit='' quick=0 sanitize=0
 while [ $# -gt 0 ]; do
   case $1 in
     --bin) bin=$2; shift ;;
     --out) out=$2; shift ;;
     --commit) commit=$2; shift ;;
+    --quick) quick=1 ;;
     --sanitize) sanitize=1 ;;
     *) echo "gpu_check.sh: unknown argument $1" >&2; exit 2 ;;
   esac
   shift
 done
-tests=${bin:-$here/build/cuda/tests}/test_gpu
-bench=${bin:-$here/build/cuda/bench}/bench_gpu
+built=$here/build/cuda
+tests=${bin:-$built/tests}/test_gpu
+steps=${bin:-$built/bench}/bench_gpu
+layers=${bin:-$built/bench}/bench_layers
+switchyard=${bin:-$built/cli}/switchyard
 commit=${commit:-$(git -C "$here" describe --always --dirty)}
 gpu=$(nvidia-smi --query-gpu=name --format=csv,noheader | head -1)
 folder=$(echo "${gpu#NVIDIA }" | tr 'A-Z ' 'a-z-')
@@ -30,7 +35,8 @@ status=0
 "$tests" --gtest_output="json:$log/tests.json" >"$log/tests.log" 2>&1 || status=$?
 tail -3 "$log/tests.log"
 part='GpuSort.DeviceSide*:GpuSort.OutputsMay*:GpuSort.Repeated*:GpuSort.Lopsided*:GpuRoute.Ties*:GpuRoute.Groups'
-part+=':GpuQuantize.Gathered*:GpuCombine.*:GpuExperts.EveryActivation*:GpuExperts.Dense:GpuLayer.GraphReplays*'
+part+=':GpuQuantize.Gathered*:GpuActivateQuantize.*:GpuCombine.*:GpuExperts.EveryActivation*:GpuExperts.Dense'
+part+=':GpuLayer.GraphReplays*'
 if [ $sanitize = 1 ]; then
   for tool in memcheck racecheck initcheck; do
     compute-sanitizer --tool $tool --error-exitcode 3 "$tests" --gtest_filter="$part" \
@@ -38,7 +44,22 @@ if [ $sanitize = 1 ]; then
     grep 'SUMMARY' "$log/$tool.log" | tee "$log/$tool.summary"
   done
 fi
-"$bench" --both-sort-paths --json "$log/steps.json"
+
+"$switchyard" bench --calibrate --backend cuda --json "$log/limits.json"
+"$steps" --both-sort-paths --json "$log/steps.json"
+tokens=1,8,64
+[ $quick = 1 ] || tokens=1,8,64,256,512,1024,4096,8192,16384
+# One row of the table below per run: models, weights, activations.
+while read -r models weights activations; do
+  "$layers" --models "$models" --formats "$weights" --activations "$activations" --tokens $tokens \
+    --routed-only --weight-sets 8 --json "$log/layers.$models.$weights.$activations.json"
+done <<'RUNS'
+deepseek-r1-tp8,gpt-oss-120b,qwen3-235b-a22b-ep4,deepseek-r1-ep8 mxfp4 none
+gpt-oss-120b,deepseek-r1-ep8 mxfp4 fp8_block128
+deepseek-r1-tp8,deepseek-r1-ep8 fp8_e4m3 fp8_block128
+qwen3-30b-a3b,deepseek-r1-ep8 bf16 none
+deepseek-r1-ep8 int8 int8_per_token
+RUNS
 if python3 -c 'import torch' 2>/dev/null; then
   python3 "$here/scripts/gpu_peers.py" "$log/peers.json"
 fi

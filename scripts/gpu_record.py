@@ -30,9 +30,12 @@ def main():
     sanitizers = {path.stem: path.read_text().strip() for path in sorted(log.glob("*.summary"))}
     write("tests.json", {"tests": tests["tests"], "failures": tests["failures"], "suites": suites,
                          "sanitizers": sanitizers})
-    for name in ("steps.json", "peers.json"):
+    for name in ("limits.json", "steps.json", "peers.json"):
         if (log / name).exists():
             write(name, json.loads((log / name).read_text()))
+    layers = [json.loads(path.read_text()) for path in sorted(log.glob("layers.*.json"))]
+    if layers:
+        write("layers.json", {"device": layers[0]["device"], "results": [r for run in layers for r in run["results"]]})
 
 
 if __name__ == "__main__":

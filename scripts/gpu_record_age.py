@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Says, without failing, when the CUDA sources are newer than the last GPU record in results/."""
+"""Says, without failing, when the CUDA sources, src/cuda/sm90 included, are newer than the last GPU record in results/."""
 import pathlib
 import subprocess
 
@@ -13,7 +13,7 @@ def last_commit_time(*paths):
 
 
 def main():
-    if not list((ROOT / "src/cuda").glob("*.cu")):
+    if not list((ROOT / "src/cuda").rglob("*.cu")):
         return
     sources, record = last_commit_time("src/cuda", "src/core"), last_commit_time("results/h200")
     if sources > record:

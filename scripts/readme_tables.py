@@ -32,7 +32,49 @@ def cpu_bench():
     return "\n".join(lines)
 
 
-TABLES = {"cpu-bench": cpu_bench}
+def gpu_record(name):
+    """A record of results/h200 and the line that says where it comes from; None when there is none."""
+    path = ROOT / "results/h200" / name
+    if not path.exists():
+        return None, "No record yet: `scripts/gpu_check.sh` makes one."
+    record = json.loads(path.read_text())
+    machine = record["machine"]
+    return record, (f"{machine['name']}, driver {machine['driver_version']}, commit {record['commit']}, "
+                    f"{record['date'][:10]}.")
+
+
+def by_tokens(rows, label, tokens):
+    """One line per label and one column per token count: microseconds and the share of the limit."""
+    cells = {}
+    for row in rows:
+        cells.setdefault(label(row), {})[row["tokens"]] = f"{row['us']:.4g} ({100 * row['share_of_limit']:.0f} %)"
+    shown = [t for t in tokens if any(t in line for line in cells.values())]
+    lines = ["| | " + " | ".join(f"T = {t}" for t in shown) + " |", "|---" * (len(shown) + 1) + "|"]
+    for name, line in cells.items():
+        lines.append(f"| {name} | " + " | ".join(line.get(t, "") for t in shown) + " |")
+    return "\n".join(lines)
+
+
+def gpu_layers():
+    record, origin = gpu_record("layers.json")
+    if record is None:
+        return origin
+    table = by_tokens(record["results"], lambda row: f"{row['model']}, {row['weights']} x {row['activations']}",
+                      (1, 8, 64, 256, 1024, 8192))
+    return f"{origin}\n\n{table}"
+
+
+def gpu_steps():
+    record, origin = gpu_record("steps.json")
+    if record is None:
+        return origin
+    others = ("zeroing", "chunked", "one-shot", "generic")
+    rows = [row for row in record["results"] if not any(word in row["case"] for word in others)]
+    table = by_tokens(rows, lambda row: f"{row['step']}: {row['case']}", (1, 64, 1024, 8192, 16384))
+    return f"{origin}\n\n{table}"
+
+
+TABLES = {"cpu-bench": cpu_bench, "gpu-layers": gpu_layers, "gpu-steps": gpu_steps}
 
 
 def main():

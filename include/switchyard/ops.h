@@ -130,7 +130,8 @@ struct CombineArgs {
   int64_t num_experts = 0;    ///< with topk_ids
   TensorView expert_mask{};   ///< [E] i32 or empty: slots of masked experts are not read
   TensorView topk_weights{};  ///< [T, K] f32 or empty (already applied)
-  TensorView addend{};        ///< [T, H] or empty: residual or shared expert, added first
+  TensorView addend{};        ///< [T, H] or empty: shared expert, added first
+  TensorView residual{};      ///< [T, H] or empty: added next
   TensorView num_tokens{};    ///< [1] i32 or empty
   TensorView output{};        ///< [T, H] f32, bf16 or f16
 };

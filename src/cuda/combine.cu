@@ -64,6 +64,12 @@ __global__ void __launch_bounds__(kThreads)
   if (job.addend != nullptr) {
     load_vector(job.addend, job.addend_type, token * job.width + column, end, kAligned, sum);
   }
+  if (job.residual != nullptr) {
+    float value[kVector];
+    load_vector(job.residual, job.residual_type, token * job.width + column, end, kAligned, value);
+#pragma unroll
+    for (int j = 0; j < kVector; ++j) sum[j] = sum[j] + value[j];
+  }
   for (int k = 0; k < job.top_k; k += kSlotsInFlight) {
     add_slots<kAligned>(job, token, k, column, sum);
   }
@@ -77,7 +83,8 @@ void combine(const CombineJob& job, Stream stream) {
   const bool aligned =
       vectors_aligned(job.expert_output, job.width, job.input_type) &&
       vectors_aligned(job.output, job.width, job.output_type) &&
-      (job.addend == nullptr || vectors_aligned(job.addend, job.width, job.addend_type));
+      (job.addend == nullptr || vectors_aligned(job.addend, job.width, job.addend_type)) &&
+      (job.residual == nullptr || vectors_aligned(job.residual, job.width, job.residual_type));
   const auto columns = static_cast<unsigned>(ceil_div<int64_t>(job.width, kThreads * kVector));
   launch(aligned ? combine_kernel<true> : combine_kernel<false>,
          {.grid = dim3(static_cast<unsigned>(job.tokens.limit) * columns),

@@ -15,6 +15,8 @@ struct CombineJob {
   const float* topk_weights = nullptr;  ///< [T, K] or null: already applied
   const void* addend = nullptr;         ///< [T, H] or null
   DataType addend_type = DataType::kF32;
+  const void* residual = nullptr;  ///< [T, H] or null
+  DataType residual_type = DataType::kF32;
   TokenCount tokens{};
   int32_t top_k = 0;
   int64_t width = 0;  ///< H

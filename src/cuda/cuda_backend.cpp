@@ -145,6 +145,8 @@ class CudaBackend final : public Backend {
                    .topk_weights = args.topk_weights.as<const float>(),
                    .addend = args.addend.data,
                    .addend_type = args.addend.type,
+                   .residual = args.residual.data,
+                   .residual_type = args.residual.type,
                    .tokens = token_count(args.num_tokens, input.extent(0)),
                    .top_k = to_i32(input.extent(1)),
                    .width = input.extent(2),

@@ -284,18 +284,20 @@ void validate_combine(const ops::CombineArgs& args, bool on_host) {
   check_optional("expert_mask", args.expert_mask, kI32, {args.num_experts});
   check_optional("topk_weights", args.topk_weights, kF32, {num_tokens, top_k});
   check_optional("addend", args.addend, kFloats, {num_tokens, width});
+  check_optional("residual", args.residual, kFloats, {num_tokens, width});
   check_token_count("num_tokens", args.num_tokens, num_tokens, on_host);
   check_tensor("output", args.output, kFloats, {num_tokens, width});
   const NamedView outputs[] = {{"output", args.output}};
-  // The addend is read element by element before it is replaced, so it may be the output itself.
-  const bool in_place =
-      args.addend.data == args.output.data && args.addend.type == args.output.type;
-  const NamedView inputs[] = {{"expert_output", args.expert_output},
-                              {"topk_ids", args.topk_ids},
-                              {"expert_mask", args.expert_mask},
-                              {"topk_weights", args.topk_weights},
-                              {"addend", in_place ? TensorView{} : args.addend},
-                              {"num_tokens", args.num_tokens}};
+  // These are read element by element before they are replaced, so each may be the output itself.
+  const auto unless_in_place = [&](const TensorView& tensor) {
+    const bool in_place = tensor.data == args.output.data && tensor.type == args.output.type;
+    return in_place ? TensorView{} : tensor;
+  };
+  const NamedView inputs[] = {
+      {"expert_output", args.expert_output},    {"topk_ids", args.topk_ids},
+      {"expert_mask", args.expert_mask},        {"topk_weights", args.topk_weights},
+      {"addend", unless_in_place(args.addend)}, {"residual", unless_in_place(args.residual)},
+      {"num_tokens", args.num_tokens}};
   check_disjoint(outputs, inputs);
 }
 

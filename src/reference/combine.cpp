@@ -27,6 +27,7 @@ void combine(const ops::CombineArgs& args) {
   for (int64_t token = 0; token < num_tokens; ++token) {
     for (int64_t i = 0; i < hidden; ++i) {
       double sum = args.addend.empty() ? 0.0 : element(args.addend, token * hidden + i);
+      if (!args.residual.empty()) sum += element(args.residual, token * hidden + i);
       for (int64_t slot = 0; slot < top_k; ++slot) {
         const int64_t pair = token * top_k + slot;
         if (ids != nullptr && !takes_part(ids[pair], args.num_experts, mask)) continue;

@@ -176,6 +176,54 @@ TEST(GpuLayer, StreamsWithTheirOwnWorkspacesDoNotMeet) {
   }
 }
 
+TEST(GpuLayer, DevicesSideBySide) {
+  int num_devices = 0;
+  cuda::check(cudaGetDeviceCount(&num_devices), "cudaGetDeviceCount");
+  if (num_devices < 2) GTEST_SKIP() << "one GPU here";
+  const LayerSpec spec = deepseek_like();
+  const test::RandomWeights weights(spec, {.selection_bias = true});
+  const Layers layers(spec, weights);
+  constexpr int64_t kTokens = 300;
+  Random random(37);
+  struct OnDevice {
+    Layer layer;
+    DeviceTensor x, y;
+    cuda::DeviceBuffer workspace;
+    cudaStream_t stream = nullptr;
+  };
+  std::vector<Buffer> hidden;
+  std::vector<OnDevice> devices;
+  for (int d = 0; d < num_devices; ++d) {
+    hidden.push_back(Buffer::normal(random, DataType::kBf16, {kTokens, spec.hidden_size}));
+    const cuda::DeviceScope scope(d);
+    Layer layer =
+        Layer::create(spec, weights.weights(), {.backend = BackendKind::kCuda, .device = d});
+    const int64_t bytes = layer.workspace_bytes(kTokens);
+    devices.push_back({std::move(layer), DeviceTensor(hidden.back()),
+                       DeviceTensor(Buffer(DataType::kBf16, {kTokens, spec.hidden_size})),
+                       test::device_workspace(bytes)});
+    cuda::check(cudaStreamCreateWithFlags(&devices.back().stream, cudaStreamNonBlocking), "stream");
+    cuda::check(cudaDeviceSynchronize(), "cudaDeviceSynchronize");
+  }
+  // All calls come from a thread whose current device is 0; every layer finds its own.
+  for (int round = 0; round < 5; ++round) {
+    for (OnDevice& d : devices) {
+      d.layer.forward({.hidden_states = d.x, .output = d.y}, test::workspace_of(d.workspace),
+                      {d.stream});
+    }
+  }
+  int current = -1;
+  cuda::check(cudaGetDevice(&current), "cudaGetDevice");
+  EXPECT_EQ(current, 0);
+  for (size_t d = 0; d < devices.size(); ++d) {
+    SCOPED_TRACE("device " + std::to_string(d));
+    const cuda::DeviceScope scope(static_cast<int>(d));
+    EXPECT_TRUE(test::within(devices[d].y.fetch(), layers.expected(hidden[d]),
+                             error_bound(spec, BackendKind::kCuda, DataType::kBf16)));
+    cuda::check(cudaStreamDestroy(devices[d].stream), "cudaStreamDestroy");
+  }
+}
+
 TEST(GpuLayer, PlanNamesTheDeviceAndTheKernels) {
   const LayerSpec spec = qwen_like();
   const test::RandomWeights weights(spec);

@@ -21,7 +21,7 @@ using Real = long double;
 struct Case {
   int64_t num_tokens, top_k, hidden;
   DataType expert_type = DataType::kF32, addend_type = DataType::kF32, output_type = DataType::kF32;
-  bool ids = true, weights = true, addend = true, mask = false;
+  bool ids = true, weights = true, addend = true, mask = false, residual = false;
   int64_t num_computed = -1;  // num_tokens argument; < 0: not given
 };
 constexpr int64_t kNumExperts = 12;
@@ -33,6 +33,7 @@ struct Problem {
     ids = Buffer(DataType::kI32, {c.num_tokens, c.top_k});
     weights = Buffer::normal(random, DataType::kF32, {c.num_tokens, c.top_k});
     addend = Buffer::normal(random, c.addend_type, {c.num_tokens, c.hidden});
+    residual = Buffer::normal(random, c.output_type, {c.num_tokens, c.hidden});
     mask = Buffer(DataType::kI32, {kNumExperts});
     for (int64_t e = 0; e < kNumExperts; ++e)
       mask.as<int32_t>()[e] = static_cast<int32_t>(e % 3 == 0);
@@ -48,6 +49,7 @@ struct Problem {
     if (c.mask) args.expert_mask = mask;
     if (c.weights) args.topk_weights = weights;
     if (c.addend) args.addend = addend;
+    if (c.residual) args.residual = residual;
     if (c.num_computed >= 0) {
       num_tokens = Buffer::of(DataType::kI32, {1}, {static_cast<double>(c.num_computed)});
       args.num_tokens = num_tokens;
@@ -60,7 +62,7 @@ struct Problem {
   }
 
   Case c;
-  Buffer expert_output, ids, weights, addend, mask, num_tokens, output;
+  Buffer expert_output, ids, weights, addend, residual, mask, num_tokens, output;
   ops::CombineArgs args;
 };
 
@@ -77,6 +79,10 @@ void check(const Problem& p) {
     const int64_t token = i / c.hidden;
     Real sum = c.addend ? Real(p.addend.at(i)) : 0;
     Real magnitude = std::fabs(sum);
+    if (c.residual) {
+      sum += Real(p.residual.at(i));
+      magnitude += std::fabs(Real(p.residual.at(i)));
+    }
     for (int64_t slot = 0; slot < c.top_k; ++slot) {
       const int64_t pair = token * c.top_k + slot;
       if (!p.counts(pair)) continue;
@@ -86,7 +92,7 @@ void check(const Problem& p) {
       magnitude += std::fabs(term);
     }
     // A product and a sum per slot, each half a unit of what has been summed so far.
-    const Real bound = 0x1p-24L * Real(2 * c.top_k) * magnitude +
+    const Real bound = 0x1p-24L * Real(2 * c.top_k + 1) * magnitude +
                        half_unit(c.output_type) * std::fabs(sum) +
                        (c.output_type == DataType::kF16 ? 0x1p-25L : 0);
     ASSERT_NEAR(p.output.at(i), double(sum), double(bound))
@@ -121,7 +127,7 @@ TEST_P(Combine, EveryTypeAndOption) {
   for (const auto expert : kTypes) {
     for (const auto addend : kTypes) {
       for (const auto output : kTypes) {
-        for (int options = 0; options < 16; ++options) {
+        for (int options = 0; options < 32; ++options) {
           const bool ids = (options & 1) != 0;
           run({.num_tokens = 3,
                .top_k = 5,
@@ -132,7 +138,8 @@ TEST_P(Combine, EveryTypeAndOption) {
                .ids = ids,
                .weights = (options & 2) != 0,
                .addend = (options & 4) != 0,
-               .mask = ids && (options & 8) != 0});
+               .mask = ids && (options & 8) != 0,
+               .residual = (options & 16) != 0});
         }
       }
     }
