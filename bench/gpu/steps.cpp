@@ -327,6 +327,53 @@ void bench_quantize(Report& report, Limits& limits) {
   }
 }
 
+/// The tail of a gate_up that was split along K.
+void bench_activate_quantize(Report& report, Limits& limits) {
+  constexpr int64_t kWidth = 2048;
+  struct Target {
+    const char* name;
+    int64_t parts;
+    Format format;
+    ScaleBlock block;
+    DataType scale_type;
+  };
+  const Target targets[] = {
+      {"1 bf16 part to fp8 1x128", 1, Format::kFp8E4m3, {1, 128}, DataType::kF32},
+      {"4 bf16 parts to fp8 1x128", 4, Format::kFp8E4m3, {1, 128}, DataType::kF32},
+      {"4 bf16 parts to mxfp4", 4, Format::kMxfp4, {1, 32}, DataType::kF8E8m0}};
+  for (const Target& t : targets) {
+    for (const int64_t rows : {8, 512, 8192}) {
+      const int64_t in = t.parts * rows * 2 * kWidth * 2;
+      const int64_t code_cols = element_bits(t.format) == 4 ? kWidth / 2 : kWidth;
+      const int64_t scale_bytes = rows * scale_cols(t.block, kWidth) * element_bytes(t.scale_type);
+      const int copies = rotation(in);
+      const DeviceBuffer input = random_memory(copies * in, true, 12);
+      const DeviceBuffer codes(copies * rows * code_cols), scales(copies * scale_bytes);
+      const Launch launch = [&](int i, cudaStream_t stream) {
+        const auto out = [&](const DeviceBuffer& memory, int64_t bytes, DataType type,
+                             int64_t cols) {
+          return TensorView::contiguous(memory.as<char>() + i * bytes, type, {rows, cols});
+        };
+        cuda_backend()->activate_quantize(
+            {.input = TensorView::contiguous(input.as<char>() + i * in, DataType::kBf16,
+                                             {t.parts, rows, 2 * kWidth}),
+             .quantized = {.format = t.format,
+                           .scale_block = t.block,
+                           .values =
+                               out(codes, rows * code_cols,
+                                   element_bits(t.format) == 4 ? DataType::kU8 : DataType::kF8E4m3,
+                                   code_cols),
+                           .scales = out(scales, scale_bytes, t.scale_type,
+                                         scale_cols(t.block, kWidth))}},
+            {.backend = BackendKind::kCuda, .stream = {stream}});
+      };
+      const int64_t bytes = in + rows * code_cols + scale_bytes;
+      report.add("activate_quantize", t.name, rows, time_graph(launch, copies), bytes,
+                 limits.copy_us(bytes));
+    }
+  }
+}
+
 void bench_combine(Report& report, Limits& limits) {
   constexpr int64_t kWidth = 7168;
   for (const int64_t top_k : {4, 8}) {
@@ -446,7 +493,10 @@ int main(int argc, char** argv) {
     if (wanted("sort")) bench_sort(report, limits, both_paths);
     if (wanted("route")) bench_route(report, limits);
     if (wanted("route+sort")) bench_route_sort(report, limits);
-    if (wanted("quantize")) bench_quantize(report, limits);
+    if (wanted("quantize")) {
+      bench_quantize(report, limits);
+      bench_activate_quantize(report, limits);
+    }
     if (wanted("combine")) bench_combine(report, limits);
     if (wanted("experts")) bench_experts(report, limits);
     record["results"] = report.rows();
