@@ -48,14 +48,14 @@ fi
 "$switchyard" bench --calibrate --backend cuda --json "$log/limits.json"
 "$steps" --both-sort-paths --json "$log/steps.json"
 tokens=1,8,64
-[ $quick = 1 ] || tokens=1,8,64,256,512,1024,4096,8192,16384
+[ $quick = 1 ] || tokens=1,8,64,256,1024,8192
 # One row of the table below per run: models, weights, activations.
 while read -r models weights activations; do
   "$layers" --models "$models" --formats "$weights" --activations "$activations" --tokens $tokens \
-    --routed-only --weight-sets 8 --json "$log/layers.$models.$weights.$activations.json"
+    --routed-only --weight-sets 8 --budget 0.1 --json "$log/layers.$models.$weights.$activations.json"
 done <<'RUNS'
 deepseek-r1-tp8,gpt-oss-120b,qwen3-235b-a22b-ep4,deepseek-r1-ep8 mxfp4 none
-gpt-oss-120b,deepseek-r1-ep8 mxfp4 fp8_block128
+deepseek-r1-tp8,gpt-oss-120b,deepseek-r1-ep8 mxfp4 fp8_per_token
 deepseek-r1-tp8,deepseek-r1-ep8 fp8_e4m3 fp8_block128
 qwen3-30b-a3b,deepseek-r1-ep8 bf16 none
 deepseek-r1-ep8 int8 int8_per_token
