@@ -13,124 +13,16 @@
 #include "core/expert_sort.h"
 #include "cpu/steps.h"
 #include "reference/steps.h"
-#include "support/buffer.h"
-#include "support/random.h"
+#include "support/sort_cases.h"
 #include "switchyard/ops.h"
 
 namespace switchyard {
 namespace {
 
 using test::Buffer;
-using test::Random;
-
-constexpr uint8_t kPoisonByte = 0x5a;  // neither -1 nor 0, which are valid contents
-
-enum class Ids { kDistinct, kWithInvalid, kOneExpert, kAllInvalid, kRepeated };
-
-struct Case {
-  int64_t num_tokens, num_experts, top_k;
-  int64_t unit_size = 32;
-  double mask_ratio = -1;  // share of local experts; < 0: no mask
-  int64_t num_local = -1;  // num_local_tokens; < 0: not given
-  Ids ids = Ids::kDistinct;
-  bool optional_outputs = true;
-  int64_t extra_rows = 0;  // outputs longer than needed
-};
-
-std::string describe(const Case& c) {
-  return "T " + std::to_string(c.num_tokens) + " E " + std::to_string(c.num_experts) + " K " +
-         std::to_string(c.top_k) + " unit " + std::to_string(c.unit_size) + " mask " +
-         std::to_string(c.mask_ratio) + " n " + std::to_string(c.num_local) + " ids " +
-         std::to_string(static_cast<int>(c.ids));
-}
-
-Buffer poisoned(DataType type, const Buffer::Shape& shape) {
-  Buffer buffer(type, shape);
-  std::memset(buffer.view().data, kPoisonByte, static_cast<size_t>(buffer.bytes()));
-  return buffer;
-}
-
-/// Distinct experts per token by a partial shuffle, then what `kind` asks for.
-Buffer random_ids(Random& random, const Case& c) {
-  Buffer ids(DataType::kI32, {c.num_tokens, c.top_k});
-  std::vector<int32_t> experts(static_cast<size_t>(c.num_experts));
-  std::iota(experts.begin(), experts.end(), 0);
-  for (int64_t t = 0; t < c.num_tokens; ++t) {
-    for (int64_t k = 0; k < c.top_k; ++k) {
-      const int64_t other = k + random.below(c.num_experts - k);
-      std::swap(experts[static_cast<size_t>(k)], experts[static_cast<size_t>(other)]);
-      int32_t id = experts[static_cast<size_t>(k)];
-      const int32_t bad[] = {-1, static_cast<int32_t>(c.num_experts), INT32_MIN, INT32_MAX};
-      if (c.ids == Ids::kWithInvalid && random.below(3) == 0) id = bad[random.below(4)];
-      if (c.ids == Ids::kAllInvalid) id = bad[random.below(4)];
-      if (c.ids == Ids::kOneExpert && k == 0) id = static_cast<int32_t>(c.num_experts - 1);
-      if (c.ids == Ids::kOneExpert && k > 0) id = -1;
-      if (c.ids == Ids::kRepeated)
-        id = static_cast<int32_t>(random.below(std::min<int64_t>(3, c.num_experts)));
-      ids.as<int32_t>()[t * c.top_k + k] = id;
-    }
-  }
-  return ids;
-}
-
-/// Inputs and poisoned outputs of one sort.
-struct Problem {
-  Problem(const Case& shape, uint64_t seed) : c(shape) {
-    Random random(seed);
-    const int64_t num_pairs = c.num_tokens * c.top_k;
-    ids = random_ids(random, c);
-    weights = Buffer(DataType::kF32, {c.num_tokens, c.top_k});
-    for (int64_t i = 0; i < num_pairs; ++i) {  // any bits, NaNs included
-      weights.as<uint32_t>()[i] = static_cast<uint32_t>(random.bits());
-    }
-    const int64_t rows =
-        max_padded_rows(c.num_tokens, c.top_k, c.num_experts, c.unit_size) + c.extra_rows;
-    sorted_ids = poisoned(DataType::kI32, {rows});
-    sorted_weights = poisoned(DataType::kF32, {rows});
-    sorted_expert_ids = poisoned(DataType::kI32, {ceil_div(rows, c.unit_size)});
-    num_valid_ids = poisoned(DataType::kI32, {2});
-    moe_buf = poisoned(DataType::kBf16, {c.num_tokens, 72});
-    local_topk_ids = poisoned(DataType::kI32, {c.num_tokens, c.top_k});
-    m_indices = poisoned(DataType::kI32, {rows});
-    reverse_sorted = poisoned(DataType::kI32, {num_pairs});
-    args = {.topk_ids = ids,
-            .topk_weights = weights,
-            .num_experts = c.num_experts,
-            .unit_size = c.unit_size,
-            .sorted_ids = sorted_ids,
-            .sorted_weights = sorted_weights,
-            .sorted_expert_ids = sorted_expert_ids,
-            .num_valid_ids = num_valid_ids};
-    if (c.mask_ratio >= 0) {
-      mask = Buffer(DataType::kI32, {c.num_experts});
-      for (int64_t e = 0; e < c.num_experts; ++e) {
-        mask.as<int32_t>()[e] = random.uniform() < c.mask_ratio ? 1 : 0;
-      }
-      args.expert_mask = mask;
-    }
-    if (c.num_local >= 0) {
-      num_local = Buffer::of(DataType::kI32, {1}, {static_cast<double>(c.num_local)});
-      args.num_local_tokens = num_local;
-    }
-    if (c.optional_outputs) {
-      args.moe_buf = moe_buf;
-      args.local_topk_ids = local_topk_ids;
-      args.m_indices = m_indices;
-      args.reverse_sorted = reverse_sorted;
-    }
-  }
-
-  bool is_local(int64_t e) const { return c.mask_ratio < 0 || mask.as<int32_t>()[e] != 0; }
-  int64_t num_routed() const {
-    return c.num_local < 0 ? c.num_tokens : std::min(c.num_local, c.num_tokens);
-  }
-
-  Case c;
-  Buffer ids, weights, mask, num_local;
-  Buffer sorted_ids, sorted_weights, sorted_expert_ids, num_valid_ids, moe_buf, local_topk_ids,
-      m_indices, reverse_sorted;
-  ops::SortArgs args;
-};
+using test::SortCase;
+using test::SortIds;
+using test::SortProblem;
 
 /// One row that a correct sort holds.
 struct Row {
@@ -139,8 +31,8 @@ struct Row {
 };
 
 /// The contract by its definition: scan the experts, for each the tokens and slots.
-std::vector<Row> expected_rows(const Problem& p) {
-  const Case& c = p.c;
+std::vector<Row> expected_rows(const SortProblem& p) {
+  const SortCase& c = p.c;
   struct Entry {
     int32_t expert;
     int64_t pair;
@@ -174,8 +66,8 @@ std::vector<Row> expected_rows(const Problem& p) {
   return rows;
 }
 
-void check_optional_outputs(const Problem& p, const std::vector<Row>& rows) {
-  const Case& c = p.c;
+void check_optional_outputs(const SortProblem& p, const std::vector<Row>& rows) {
+  const SortCase& c = p.c;
   std::vector<int32_t> row_of(static_cast<size_t>(c.num_tokens * c.top_k), -1);
   for (size_t row = 0; row < rows.size(); ++row) {
     if (rows[row].token == c.num_tokens) continue;
@@ -198,8 +90,8 @@ void check_optional_outputs(const Problem& p, const std::vector<Row>& rows) {
   for (int64_t i = 0; i < p.moe_buf.size(); ++i) ASSERT_EQ(p.moe_buf.as<uint16_t>()[i], 0);
 }
 
-void check(const Problem& p) {
-  const Case& c = p.c;
+void check(const SortProblem& p) {
+  const SortCase& c = p.c;
   const std::vector<Row> rows = expected_rows(p);
   ASSERT_EQ(p.num_valid_ids.as<int32_t>()[0], static_cast<int32_t>(rows.size()));
   ASSERT_EQ(p.num_valid_ids.as<int32_t>()[1], p.num_routed());
@@ -213,12 +105,6 @@ void check(const Problem& p) {
   }
   if (c.optional_outputs) {
     check_optional_outputs(p, rows);
-  } else {
-    for (const Buffer* b : {&p.moe_buf, &p.local_topk_ids, &p.m_indices, &p.reverse_sorted}) {
-      const auto* bytes = static_cast<const uint8_t*>(b->view().data);
-      ASSERT_TRUE(
-          std::all_of(bytes, bytes + b->bytes(), [](uint8_t x) { return x == kPoisonByte; }));
-    }
   }
   for (const Buffer* b : {&p.sorted_ids, &p.sorted_weights, &p.sorted_expert_ids, &p.num_valid_ids,
                           &p.moe_buf, &p.local_topk_ids, &p.m_indices, &p.reverse_sorted}) {
@@ -233,11 +119,13 @@ struct Implementation {
 
 class Sort : public testing::TestWithParam<Implementation> {
  protected:
-  void run(const Case& c) {
-    SCOPED_TRACE(describe(c));
-    Problem problem(c, static_cast<uint64_t>(c.num_tokens * 131 + c.num_experts));
-    GetParam().sort(problem.args);
-    check(problem);
+  void run(const std::vector<SortCase>& cases) {
+    for (const SortCase& c : cases) {
+      SCOPED_TRACE(describe(c));
+      SortProblem problem(c);
+      GetParam().sort(problem.args);
+      check(problem);
+    }
   }
 };
 INSTANTIATE_TEST_SUITE_P(All, Sort,
@@ -245,111 +133,25 @@ INSTANTIATE_TEST_SUITE_P(All, Sort,
                                          Implementation{"cpu", cpu::sort}),
                          [](const auto& suite) { return suite.param.name; });
 
-TEST_P(Sort, OneShotCases) {
-  for (const int64_t t : {1, 4, 8, 16, 32, 64}) run({t, 256, 8});
-  for (const Case& c : std::vector<Case>{{1, 32, 5},
-                                         {7, 32, 5},
-                                         {31, 64, 6},
-                                         {1, 8, 2},
-                                         {1, 257, 9},
-                                         {16, 257, 9},
-                                         {16, 513, 9},
-                                         {8, 257, 9},
-                                         {1, 385, 7},
-                                         {16, 385, 7},
-                                         {1, 513, 9},
-                                         {1, 128, 4},
-                                         {16, 129, 7},
-                                         {16, 161, 7}}) {
-    run(c);
-  }
-}
+TEST_P(Sort, OneShotCases) { run(test::one_shot_sort_cases()); }
+TEST_P(Sort, MultiPhaseCases) { run(test::multi_phase_sort_cases()); }
+TEST_P(Sort, ExpertParallelMasks) { run(test::masked_sort_cases()); }
+TEST_P(Sort, ProductionModels) { run(test::model_sort_cases()); }
+TEST_P(Sort, DeviceSideTokenCount) { run(test::counted_sort_cases()); }
+TEST_P(Sort, LopsidedInvalidAndRepeatedIds) { run(test::unusual_sort_cases()); }
+TEST_P(Sort, OutputsMayBeMissingOrLonger) { run(test::output_sort_cases()); }
 
-TEST_P(Sort, MultiPhaseCases) {
-  for (const int64_t t : {128, 512, 1024, 2048, 4096, 8192, 16384}) run({t, 256, 8});
-  for (const Case& c : std::vector<Case>{{1024, 257, 9},
-                                         {1024, 513, 9},
-                                         {16384, 257, 9},
-                                         {1024, 385, 7},
-                                         {16384, 385, 7},
-                                         {16384, 513, 9}}) {
-    run(c);
-  }
-}
-
-TEST_P(Sort, ExpertParallelMasks) {
-  for (const double ratio : {0.0, 0.3, 0.5, 0.7, 1.0}) {
-    for (const auto& [e, k] : {std::pair{256, 8}, {257, 9}, {513, 9}}) {
-      for (const int64_t t : {16, 1024})
-        run({.num_tokens = t, .num_experts = e, .top_k = k, .mask_ratio = ratio});
-    }
-  }
-}
-
-TEST_P(Sort, ProductionModels) {
-  const std::pair<int, int> models[] = {
-      {256, 8},  {257, 9}, {384, 6}, {385, 7},  {384, 8}, {385, 9}, {896, 16}, {128, 8}, {512, 10},
-      {513, 11}, {160, 8}, {161, 9}, {161, 10}, {128, 4}, {129, 5}, {256, 6},  {16, 1},  {8, 2}};
-  for (const auto& [e, k] : models) {
-    for (const int64_t t : {0, 1, 2, 33, 300}) {
-      for (const int64_t unit : {16, 32, 64, 128}) run({t, e, k, unit});
-    }
-  }
-  run({16384, 896, 16, 128});
-  run({16384, 896, 16, 16});
-  run({16384, 8, 2, 128});
-}
-
-TEST_P(Sort, DeviceSideTokenCount) {
-  for (const int64_t t : {1, 40, 2000}) {
-    for (const int64_t n : {int64_t{0}, int64_t{1}, t / 2, t - 1, t}) {
-      run({.num_tokens = t, .num_experts = 64, .top_k = 6, .num_local = n});
-      run({.num_tokens = t,
-           .num_experts = 64,
-           .top_k = 6,
-           .mask_ratio = 0.5,
-           .num_local = n,
-           .ids = Ids::kWithInvalid});
-    }
-  }
-}
-
-TEST_P(Sort, LopsidedInvalidAndRepeatedIds) {
-  for (const Ids ids : {Ids::kWithInvalid, Ids::kOneExpert, Ids::kAllInvalid, Ids::kRepeated}) {
-    for (const int64_t t : {1, 31, 32, 33, 64, 1500}) {
-      for (const auto& [e, k] : {std::pair{1, 1}, {4, 4}, {257, 9}, {4096, 127}}) {
-        run({.num_tokens = t, .num_experts = e, .top_k = k, .ids = ids});
-        run({.num_tokens = t,
-             .num_experts = e,
-             .top_k = k,
-             .unit_size = 1,
-             .mask_ratio = 0.5,
-             .ids = ids});
-      }
-    }
-  }
-}
-
-TEST_P(Sort, OptionalOutputsMayBeMissing) {
-  for (const int64_t t : {0, 5, 3000}) {
-    run({.num_tokens = t, .num_experts = 32, .top_k = 5, .optional_outputs = false});
-  }
-  Problem p({.num_tokens = 5, .num_experts = 32, .top_k = 5}, 1);
-  Buffer one = poisoned(DataType::kI32, {1});
+TEST_P(Sort, NumValidIdsMayBeOne) {
+  SortProblem p({.num_tokens = 5, .num_experts = 32, .top_k = 5});
+  Buffer one(DataType::kI32, {1});
   p.args.num_valid_ids = one;
   GetParam().sort(p.args);
   EXPECT_EQ(one.as<int32_t>()[0], static_cast<int32_t>(expected_rows(p).size()));
   EXPECT_TRUE(one.canaries_intact());
 }
 
-TEST_P(Sort, LongerOutputsArePaddedToTheirEnd) {
-  for (const int64_t extra : {1, 31, 32, 5000}) {  // the classic capacity is no multiple of a block
-    run({.num_tokens = 17, .num_experts = 32, .top_k = 5, .extra_rows = extra});
-  }
-}
-
 TEST_P(Sort, PackedIdAndSentinelBits) {
-  Problem p({.num_tokens = 3, .num_experts = 4, .top_k = 2, .unit_size = 4}, 1);
+  SortProblem p({.num_tokens = 3, .num_experts = 4, .top_k = 2, .unit_size = 4});
   const int32_t ids[] = {2, 0, 3, 2, -1, 2};
   std::copy_n(ids, 6, p.ids.as<int32_t>());
   GetParam().sort(p.args);
