@@ -264,6 +264,8 @@ void bench_route_sort(Report& report, Limits& limits) {
                               .top_k = static_cast<int32_t>(m.top_k),
                               .num_experts = static_cast<int32_t>(m.experts),
                               .unit_size = kUnit,
+                              .capacity = static_cast<int32_t>(rows),
+                              .num_blocks = static_cast<int32_t>(rows / kUnit),
                               .num_valid = 1,
                               .sorted_ids = sorted.as<int32_t>() + i * rows,
                               .sorted_weights = sorted_weights.as<int32_t>() + i * rows,

@@ -2,8 +2,8 @@
 // How a GPU sorts T*K pairs, as a printable value that can be read and tested without a GPU.
 //
 // One-shot: a few thread blocks rank the whole batch redundantly, each writes its share of the
-// rows. Chunked: every thread block ranks its own chunk of tokens, publishes how many pairs each
-// expert has in it, and after one grid-wide barrier knows where its rows begin.
+// rows. Chunked: one kernel publishes how many pairs each expert has in every chunk of tokens; the
+// next ranks the chunks meanwhile, and then knows where their rows begin.
 //
 // Ranks come from bitmaps (one bit per token and expert): the rank of a pair is the number of set
 // bits before its own, so no atomic decides the order.
@@ -26,7 +26,7 @@ struct SortPlan {
   int64_t tokens_per_pass = 0;  ///< tokens of a chunk whose bitmaps are in shared memory at once
   int64_t bitmap_words = 0;     ///< 32-bit words per expert; odd, so that experts change the bank
   int64_t shared_bytes = 0;
-  int64_t workspace_bytes = 0;  ///< counts[num_blocks][count_stride] of uint16_t
+  int64_t workspace_bytes = 0;  ///< sort_counts_bytes
 
   bool operator==(const SortPlan&) const = default;
 };
@@ -38,20 +38,22 @@ inline constexpr int64_t kSortPairsPerPass = 4096;
 /// Above this a chunk for every block is faster than ranking everything in each
 /// (H200, results/h200/steps.json).
 inline constexpr int64_t kSortOneShotPairs = 8192;
-/// Every block reads the counts of all, so more chunks are not faster.
+/// About one chunk for every SM.
 inline constexpr int64_t kSortMaxChunks = 128;
-inline constexpr int64_t kSortMaxPartials = 8;
+/// Blocks of a cluster add up their chunks' counts: every placing block reads one row per cluster
+/// and one of its own. Reading a row per chunk took 10 us of 22 at T = 16384.
+inline constexpr int64_t kSortClusterChunks = 8;
 inline constexpr int64_t kSortMaxBitmapWords = 64 * 1024 / 4;
 
 /// Counts of a chunk, padded so that a pair of them is one aligned word.
 constexpr int64_t sort_count_stride(int64_t num_experts) {
   return align_up<int64_t>(num_experts, 2);
 }
-/// Groups of threads that add up the chunks' counts, each over a part of the chunks.
-constexpr int64_t sort_num_partials(int64_t num_experts) {
-  const int64_t fit = kSortThreads / (sort_count_stride(num_experts) / 2);
-  return fit < 1 ? 1 : fit < kSortMaxPartials ? fit : kSortMaxPartials;
+/// 16-bit counts of every chunk and of every cluster, which can be as many.
+constexpr int64_t sort_counts_bytes(int64_t num_chunks, int64_t num_experts) {
+  return 2 * num_chunks * sort_count_stride(num_experts) * 2;
 }
+
 /// Sums of 32 experts each, two words a sum.
 inline constexpr int64_t kSortScanWords = 2 * kMaxExperts / 32;
 /// 32-bit words of shared memory that both paths begin with: scratch of the scan over experts and
@@ -86,21 +88,21 @@ constexpr SortPlan plan_one_shot(int64_t num_tokens, int64_t top_k, int64_t num_
 constexpr SortPlan plan_chunked(int64_t num_tokens, int64_t top_k, int64_t num_experts) {
   SortPlan plan{.path = SortPath::kChunked, .threads = kSortThreads};
   const int64_t even_share = align_up(ceil_div(num_tokens, kSortMaxChunks), kWordBits);
-  constexpr int64_t kMaxCounted = 65535 / kWordBits * kWordBits;  // counts are 16 bits wide
+  constexpr int64_t kMaxCounted =  // counts of a cluster are 16 bits wide
+      65535 / kSortClusterChunks / kWordBits * kWordBits;
   plan.tokens_per_chunk = even_share < kMaxCounted ? even_share : kMaxCounted;
   plan.num_blocks = ceil_div(num_tokens, plan.tokens_per_chunk);
-  plan.workspace_bytes = plan.num_blocks * sort_count_stride(num_experts) * 2;
+  plan.workspace_bytes = sort_counts_bytes(plan.num_blocks, num_experts);
   const int64_t by_pairs = kSortPairsPerPass / top_k / kWordBits * kWordBits;
   const int64_t by_bitmaps = kSortMaxBitmapWords / num_experts * kWordBits;
   int64_t pass = by_pairs < by_bitmaps ? by_pairs : by_bitmaps;
   if (pass < kWordBits) pass = kWordBits;
   plan.tokens_per_pass = pass < plan.tokens_per_chunk ? pass : plan.tokens_per_chunk;
   plan.bitmap_words = (plan.tokens_per_pass / kWordBits) | 1;
-  // Staged pairs (pair and expert in one word, weight in another); offset and cursor of every
-  // expert; partial sums over the chunks.
-  const int64_t partials = 2 * sort_num_partials(num_experts) * sort_count_stride(num_experts);
+  // Staged pairs (pair and expert in one word, weight in another); offset of every expert among
+  // them, its rows before them and in all.
   plan.shared_bytes = (sort_common_words(num_experts, plan.bitmap_words) + 2 * kSortPairsPerPass +
-                       2 * num_experts + partials) *
+                       num_experts + 2 * sort_count_stride(num_experts)) *
                       4;
   return plan;
 }
@@ -122,7 +124,7 @@ constexpr int64_t sort_scratch_bytes(int64_t max_tokens, int64_t top_k, int64_t 
   const SortPlan plan = plan_sort(max_tokens, top_k, num_experts, 1);
   if (plan.path == SortPath::kOneShot) return 0;
   const int64_t chunks = plan.num_blocks > kSortMaxChunks ? plan.num_blocks : kSortMaxChunks;
-  return chunks * sort_count_stride(num_experts) * 2;
+  return sort_counts_bytes(chunks, num_experts);
 }
 
 }  // namespace switchyard

@@ -69,7 +69,9 @@ RouteParams route_params(const RouteJob& job) {
   const auto is_aligned = [](const void* p, int64_t bytes) {
     return reinterpret_cast<uintptr_t>(p) % static_cast<uintptr_t>(bytes) == 0;
   };
+  constexpr int64_t kManyTokens = 1024;  // the GPU's warps have more than one each
   return {.job = job,
+          .throughput = job.tokens.limit > kManyTokens,
           .whole_lanes = job.num_experts % slots == 0 && is_aligned(job.selection_bias, 16) &&
                          is_aligned(job.logits, std::min<int64_t>(lane_bytes, 16))};
 }

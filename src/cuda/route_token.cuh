@@ -4,9 +4,9 @@
 //
 // Lane l holds experts l * kSlots ... (l + 1) * kSlots - 1: a group is a run of lanes, and lanes in
 // order are experts in order. The top k are found in two steps: the k-th largest of the lanes'
-// maxima is a threshold that few experts reach, and those few are ranked against each other. Every
-// step compares all with all through shared memory: rounds of warp reductions (46 clocks each) are
-// a longer chain, which is what a single token waits for.
+// maxima is a threshold that few experts reach, and those few are ranked against each other. Steps
+// compare all with all through shared memory: rounds of warp reductions (46 clocks each) are a
+// longer chain, which is what a single token waits for.
 
 #include "core/gating.h"
 #include "core/math.h"
@@ -20,6 +20,7 @@ inline constexpr uint32_t kAllLanes = ~0u;
 
 struct RouteParams {
   RouteJob job;
+  bool throughput;   ///< many tokens: fewer instructions; else a shorter chain
   bool whole_lanes;  ///< a lane's logits and biases are all there and aligned, or none is
 };
 
@@ -47,6 +48,22 @@ __device__ inline uint32_t ordered(float value) {
 __device__ inline float from_ordered(uint32_t key) {
   return __uint_as_float((key & 0x80000000u) != 0 ? key & 0x7fffffffu : ~key);
 }
+/// numerator / denominator as IEEE rounds it, for a denominator in [1, 2] and a numerator in [0, 1]
+/// that is not below 2^-25 unless the denominator is 1: the hardware's own steps without the branch
+/// for other ranges, which would keep the slots' chains from overlapping.
+__device__ inline float divide_by_unit(float numerator, float denominator) {
+  float inverse;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(inverse) : "f"(denominator));
+  inverse = fmaf(fmaf(-denominator, inverse, 1.0f), inverse, inverse);
+  float quotient = numerator * inverse;
+  quotient = fmaf(fmaf(-denominator, quotient, numerator), inverse, quotient);
+  return fmaf(fmaf(-denominator, quotient, numerator), inverse, quotient);
+}
+/// sigmoid() of core/portable_math.h.
+__device__ inline float branchless_sigmoid(float x) {
+  const float z = exp_nonpositive(-fabsf(x));
+  return divide_by_unit(x < 0.0f ? z : 1.0f, 1.0f + z);
+}
 /// selection_key of a finite number, and NaN for NaN.
 __device__ inline float flushed(float value) {
   float key;
@@ -58,7 +75,10 @@ template <int kSlots>
 class TokenRouter {
  public:
   __device__ TokenRouter(const RouteParams& params, RouteScratch& scratch)
-      : job_(params.job), whole_lanes_(params.whole_lanes), scratch_(scratch) {}
+      : job_(params.job),
+        whole_lanes_(params.whole_lanes),
+        throughput_(params.throughput),
+        scratch_(scratch) {}
 
   /// Calls emit(column, expert, weight) for this lane's columns of topk_ids, those k with k % 32 ==
   /// lane; expert -1 for a token that is not there or has no experts.
@@ -68,7 +88,6 @@ class TokenRouter {
     bool routed = exists;
     if (exists) {
       load_logits();
-      if (job_.spec.scoring == Scoring::kSoftmax) max_ = max_logit();
       if (job_.spec.hash) {
         routed = look_up(token);
       } else {
@@ -152,11 +171,10 @@ class TokenRouter {
     for (int j = 0; j < kSlots; ++j) logits_[j] = biased(logits_[j], expert(j));
   }
 
-  __device__ float max_logit() const {
-    float best = -FLT_MAX;
-#pragma unroll kUnroll
-    for (int j = 0; j < kSlots; ++j) best = fmaxf(best, logits_[j]);
-    return from_ordered(__reduce_max_sync(kAllLanes, ordered(best)));
+  __device__ bool is_softmax() const { return job_.spec.scoring == Scoring::kSoftmax; }
+  /// Largest of the warp; NaN does not count, and there are other numbers.
+  __device__ static float warp_max(float value) {
+    return from_ordered(__reduce_max_sync(kAllLanes, ordered(fmaxf(value, -FLT_MAX))));
   }
   /// Sum over all experts in lane_sum's order, which is not that of the slots: reads them again.
   __device__ float denominator() const {
@@ -185,22 +203,37 @@ class TokenRouter {
       biases[j] = job_.selection_bias != nullptr && has(j) ? job_.selection_bias[expert(j)] : 0.0f;
     }
   }
-  /// Where keys are not the logits, scores take the logits' place.
+  /// Scores take the logits' place. One loop per scoring, so that the slots' chains overlap.
+  __device__ void score_logits() {
+    if (job_.spec.scoring == Scoring::kSigmoid) {
+#pragma unroll kUnroll
+      for (int j = 0; j < kSlots; ++j) logits_[j] = branchless_sigmoid(logits_[j]);
+    } else if (is_softmax()) {
+      max_ = warp_max(largest(logits_));
+#pragma unroll kUnroll
+      for (int j = 0; j < kSlots; ++j) logits_[j] = exp_nonpositive(logits_[j] - max_);
+    } else {
+#pragma unroll kUnroll
+      for (int j = 0; j < kSlots; ++j) {
+        logits_[j] = gating_score(Scoring::kSqrtSoftplus, logits_[j], 0.0f);
+      }
+    }
+  }
   __device__ void make_keys() {
     if (keys_are_logits()) {
 #pragma unroll kUnroll
       for (int j = 0; j < kSlots; ++j) keys_[j] = flushed(logits_[j]);
+      // A subnormal largest logit is taken for 0, which scores alike.
+      if (is_softmax()) max_ = warp_max(largest(keys_));
       return;
     }
     load_biases(keys_);
-    const bool softmax = job_.spec.scoring == Scoring::kSoftmax;
-    const float divisor = softmax ? denominator() : 1.0f;
+    score_logits();
+    const float divisor = is_softmax() ? denominator() : 1.0f;
 #pragma unroll kUnroll
     for (int j = 0; j < kSlots; ++j) {
-      const float score = gating_score(job_.spec.scoring, logits_[j], max_);
-      const float key = selection_key((softmax ? score / divisor : score) + keys_[j]);
-      keys_[j] = has(j) ? key : nothing();
-      logits_[j] = score;
+      const float score = is_softmax() ? logits_[j] / divisor : logits_[j];
+      keys_[j] = has(j) ? selection_key(score + keys_[j]) : nothing();
     }
   }
 
@@ -278,11 +311,11 @@ class TokenRouter {
     }
   }
 
-  /// Largest key of the lane, as a tree.
-  __device__ float largest_key() const {
+  /// Largest of the lane, as a tree.
+  __device__ static float largest(const float (&values)[kSlots]) {
     float tree[kSlots];
 #pragma unroll kUnroll
-    for (int j = 0; j < kSlots; ++j) tree[j] = keys_[j];
+    for (int j = 0; j < kSlots; ++j) tree[j] = values[j];
 #pragma unroll
     for (int width = kSlots / 2; width > 0; width /= 2) {
 #pragma unroll kUnroll
@@ -292,9 +325,19 @@ class TokenRouter {
   }
   /// A key that at least top_k experts reach: of the lanes' best ones the k-th largest.
   __device__ float threshold_key() {
-    const float best = largest_key();
+    const float best = largest(keys_);
+    const bool counts = best == best;
+    if (__popc(__ballot_sync(kAllLanes, counts)) < job_.top_k) return -INFINITY;
+    if (job_.top_k <= 8 && throughput_) {
+      uint32_t left = counts ? ordered(best) : 0;
+      uint32_t lowest = 0;
+      for (int k = 0; k < job_.top_k; ++k) {
+        lowest = __reduce_max_sync(kAllLanes, left);
+        if (left == lowest) left = 0;
+      }
+      return lowest == 0 ? -INFINITY : from_ordered(lowest);
+    }
     scratch_.lane_keys[lane_] = best;
-    scratch_.keys[lane_] = nothing();  // for gather_candidates
     __syncwarp();
     int rank = 0;
 #pragma unroll
@@ -303,11 +346,8 @@ class TokenRouter {
       rank += (four.x > best ? 1 : 0) + (four.y > best ? 1 : 0) + (four.z > best ? 1 : 0) +
               (four.w > best ? 1 : 0);
     }
-    const bool counts = best == best;
-    const uint32_t lowest =
-        __reduce_min_sync(kAllLanes, counts && rank < job_.top_k ? ordered(best) : kAllLanes);
-    const bool enough = __popc(__ballot_sync(kAllLanes, counts)) >= job_.top_k;
-    return enough ? from_ordered(lowest) : -INFINITY;
+    return from_ordered(
+        __reduce_min_sync(kAllLanes, counts && rank < job_.top_k ? ordered(best) : kAllLanes));
   }
   /// Moves the experts that reach the threshold to scratch, in order, and returns how many they
   /// are; more than kLanes are only counted.
@@ -326,6 +366,8 @@ class TokenRouter {
       all += bit * __popc(lanes);
     }
     if (all > kLanes) return all;
+    scratch_.keys[lane_] = nothing();
+    __syncwarp();
 #pragma unroll
     for (int j = 0; j < kSlots; ++j) {
       if ((chosen >> j & 1u) == 0) continue;
@@ -355,7 +397,7 @@ class TokenRouter {
   /// The plain way, for many equal keys and many choices: a round takes the best of all.
   __device__ void take_one_by_one() {
     for (int k = 0; k < job_.top_k; ++k) {
-      const float best = largest_key();
+      const float best = largest(keys_);
       const float winner =
           from_ordered(__reduce_max_sync(kAllLanes, best == best ? ordered(best) : 0u));
       auto mine = kAllLanes;
@@ -393,6 +435,7 @@ class TokenRouter {
     const int64_t input = job_.input_ids_wide ? static_cast<const int64_t*>(job_.input_ids)[token]
                                               : static_cast<const int32_t*>(job_.input_ids)[token];
     if (input < 0 || input >= job_.vocab) return false;
+    if (is_softmax()) max_ = warp_max(largest(logits_));
     bool inside = true;
     for (int k = lane_; k < job_.top_k; k += kLanes) {
       const int64_t at = input * job_.top_k + k;
@@ -418,7 +461,7 @@ class TokenRouter {
     }
     __syncwarp();
     float divisor = 1.0f;
-    if (spec.scoring == Scoring::kSoftmax && (!spec.renormalize || spec.renormalize_epsilon > 0)) {
+    if (is_softmax() && (!spec.renormalize || spec.renormalize_epsilon > 0)) {
       divisor = denominator();
     }
     if (!spec.renormalize) return divisor;
@@ -435,7 +478,7 @@ class TokenRouter {
   }
 
   const RouteJob& job_;
-  const bool whole_lanes_;
+  const bool whole_lanes_, throughput_;
   RouteScratch& scratch_;
   const int lane_ = static_cast<int>(threadIdx.x) % kLanes;
   int64_t first_logit_ = 0;

@@ -3,6 +3,7 @@
 
 #include <bit>
 
+#include "cuda/sm90/ptx.cuh"
 #include "cuda/sort.h"
 #include "cuda/sort_batch.cuh"
 
@@ -10,13 +11,9 @@ namespace switchyard::cuda {
 namespace {
 
 constexpr int kThreads = static_cast<int>(kSortThreads);
-constexpr int32_t kOneBits = 0x3f800000;      // 1.0f
-constexpr int64_t kPieceVectors = 16 * 1024;  // 256 KB
+constexpr int32_t kOneBits = 0x3f800000;         // 1.0f
+constexpr int64_t kPieceVectors = 8 * kThreads;  // 64 KB
 
-/// Token of a pair counted from the pass's first, and back to its slot.
-__device__ int32_t token_of(const SortParams& p, int32_t pair) {
-  return p.job.top_k == 1 ? pair : static_cast<int32_t>(__umulhi(pair, p.top_k_inverse));
-}
 __device__ int32_t load_weight(const SortJob& job, int32_t pair) {
   return job.topk_weights == nullptr ? kOneBits : __ldcg(job.topk_weights + pair);
 }
@@ -74,9 +71,9 @@ __device__ void zero_piece(const SortJob& job, int32_t piece) {
   auto* vectors = static_cast<uint4*>(job.zeroed);
   const int64_t count = job.zeroed_bytes / 16;
   const int64_t first = piece * kPieceVectors + thread();
-  for (int64_t i = first; i < min(piece * kPieceVectors + kPieceVectors, count);
-       i += num_threads()) {
-    vectors[i] = uint4{0, 0, 0, 0};
+#pragma unroll
+  for (int i = 0; i < static_cast<int>(kPieceVectors) / kThreads; ++i) {
+    if (first + i * kThreads < count) vectors[first + i * kThreads] = uint4{0, 0, 0, 0};
   }
 }
 
@@ -117,16 +114,16 @@ struct Staging {
   uint32_t* pair_and_expert;  // [kSortPairsPerPass] pair in the low, expert in the high half
   int32_t* weight;            // [kSortPairsPerPass]
   int32_t* offset;            // [E] of the expert's first staged pair; -1: masked out
-  int32_t* cursor;            // [E] row of the expert's first pair of this pass
-  int32_t* partials;          // [2][num_partials][count_stride]
+  int32_t* before;            // [count_stride] the expert's rows of earlier chunks and passes
+  int32_t* rows;              // [count_stride] and of the whole batch
 };
 __device__ Staging carve_staging(const SortParams& p, const SortShared& s) {
   Staging staging;
   staging.pair_and_expert = s.rest;
   staging.weight = reinterpret_cast<int32_t*>(s.rest + kSortPairsPerPass);
   staging.offset = staging.weight + kSortPairsPerPass;
-  staging.cursor = staging.offset + p.job.num_experts;
-  staging.partials = staging.cursor + p.job.num_experts;
+  staging.before = staging.offset + p.job.num_experts;
+  staging.rows = staging.before + p.count_stride;
   return staging;
 }
 
@@ -192,88 +189,112 @@ __device__ void write_staged(const SortParams& p, const SortShared& s, const Sta
     const auto pair = static_cast<int32_t>(word & 0xffffu);
     const auto id = static_cast<int32_t>(word >> 16);
     const int32_t token = token_of(p, pair);
-    const int32_t row = staging.cursor[id] + i - staging.offset[id];
+    const int32_t row =
+        s.first_block[id] * p.job.unit_size + staging.before[id] + i - staging.offset[id];
     write_row(p.job, row, pack_pair(pass.first_token + token, pair - token * p.job.top_k),
               staging.weight[i]);
     write_pair(p.job, pass.first_pair + pair, row, s.local_id[id]);
   }
 }
 
-/// partials[e]: rows of the chunks before `chunk`; partials[num_partials * count_stride + e]: of
-/// all. Ends synchronised.
-__device__ void add_up_chunks(const SortParams& p, int32_t* partials, int32_t chunk) {
-  constexpr int kAtOnce = 32;  // one trip to the L2, mostly
+/// staging.before of the batch's first pass in this chunk, and staging.rows. Ends synchronised.
+__device__ void add_up_chunks(const SortParams& p, const Staging& staging, int32_t chunk) {
+  constexpr int kAtOnce = 16;  // one trip to the L2 for 128 chunks
   const int words = p.count_stride / 2;
-  const int part = thread() / words;
-  const int32_t plane = p.num_partials * p.count_stride;
-  const int column_step = p.num_partials == 1 ? num_threads() : words;
-  for (int w = thread() - part * words; part < p.num_partials && w < words; w += column_step) {
-    const auto* counts = reinterpret_cast<const uint32_t*>(p.counts) + w;
+  const int num_clusters = ceil_div(p.num_sorters, p.cluster);
+  const int my_cluster = chunk / p.cluster;
+  const auto* counts = reinterpret_cast<const uint32_t*>(p.counts);
+  for (int w = thread(); w < words; w += num_threads()) {
+    const uint32_t own = __ldcg(counts + (num_clusters + chunk) * words + w);
     uint2 all{0, 0};
-    uint2 before{0, 0};
+    uint2 before{own & 0xffffu, own >> 16};
 #pragma unroll 1
-    for (int first = part; first < p.num_sorters; first += kAtOnce * p.num_partials) {
+    for (int first = 0; first < num_clusters; first += kAtOnce) {
       uint32_t two[kAtOnce];
 #pragma unroll
       for (int i = 0; i < kAtOnce; ++i) {
-        const int c = first + i * p.num_partials;
-        two[i] = c < p.num_sorters ? __ldcg(counts + c * words) : 0;
+        two[i] = first + i < num_clusters ? __ldcg(counts + (first + i) * words + w) : 0;
       }
 #pragma unroll
       for (int i = 0; i < kAtOnce; ++i) {
-        const bool earlier = first + i * p.num_partials < chunk;
+        const bool earlier = first + i < my_cluster;
         all.x += two[i] & 0xffffu;
         all.y += two[i] >> 16;
         before.x += earlier ? two[i] & 0xffffu : 0u;
         before.y += earlier ? two[i] >> 16 : 0u;
       }
     }
-    const int at = part * p.count_stride + 2 * w;
-    partials[at] = static_cast<int32_t>(before.x);
-    partials[at + 1] = static_cast<int32_t>(before.y);
-    partials[plane + at] = static_cast<int32_t>(all.x);
-    partials[plane + at + 1] = static_cast<int32_t>(all.y);
+    staging.before[2 * w] = static_cast<int32_t>(before.x);
+    staging.before[2 * w + 1] = static_cast<int32_t>(before.y);
+    staging.rows[2 * w] = static_cast<int32_t>(all.x);
+    staging.rows[2 * w + 1] = static_cast<int32_t>(all.y);
   }
   __syncthreads();
-  if (p.num_partials == 1) return;
-  for (int e = thread(); e < p.job.num_experts; e += num_threads()) {
-    for (int i = 1; i < p.num_partials; ++i) {
-      partials[e] += partials[i * p.count_stride + e];
-      partials[plane + e] += partials[plane + i * p.count_stride + e];
-    }
+}
+
+/// A barrier of the cluster, or of the block where it is alone.
+__device__ void synchronize_cluster(const SortParams& p) {
+#if __CUDA_ARCH__ >= 900
+  if (p.cluster > 1) {
+    sm90::cluster_arrive();
+    return sm90::cluster_wait();
   }
+#endif
   __syncthreads();
+}
+/// Sum of *count in the shared memory of the cluster's first `num_blocks` blocks.
+__device__ int32_t add_up_cluster(const int32_t* count, int num_blocks) {
+  int32_t sum = 0;
+#if __CUDA_ARCH__ >= 900
+  for (int rank = 0; rank < num_blocks; ++rank) {
+    sum += static_cast<int32_t>(
+        sm90::cluster_load(sm90::shared_address_in(count, static_cast<uint32_t>(rank))));
+  }
+#endif
+  return sum;
 }
 
 __device__ int32_t chunk_end(const SortParams& p, int32_t begin) {
   return min(begin + p.tokens_per_chunk, static_cast<int32_t>(p.job.tokens.limit));
 }
 
-/// Publishes how many pairs of a chunk each expert has.
+/// Publishes how many pairs each expert has in every cluster of chunks, and in the chunks of its
+/// cluster before each chunk: few rows to add up, or every placing block would read all chunks'.
 __global__ void __launch_bounds__(kThreads)
     sort_count_kernel(const __grid_constant__ SortParams p) {
   const SortShared s = carve_sort(p);
   const auto chunk = static_cast<int32_t>(blockIdx.x);
-  const int32_t begin = chunk * p.tokens_per_chunk;
-  const int32_t end = chunk_end(p, begin);
   clear_bitmaps(p, s);
   wait_for_previous_kernel();
   let_next_kernel_start();  // it reads the ids too: not before they are there
+  const int32_t begin = chunk * p.tokens_per_chunk;
+  const int32_t end = chunk_end(p, begin);
   load_mask(p, s);
   const auto num_tokens = static_cast<int32_t>(p.job.tokens.value());
+  int32_t* counts = s.total;
+  for (int e = thread(); e < p.job.num_experts; e += num_threads()) counts[e] = 0;
   for (int32_t token = begin; token < end; token += p.tokens_per_pass) {
     if (token != begin) clear_bitmaps(p, s);
     fill_bitmaps(p, s, pass_at(p, token, end), num_tokens);
     for (int e = thread(); e < p.job.num_experts; e += num_threads()) {
-      const int32_t count = takes_part(p, s, e) ? count_bits(p, s, e) : 0;
-      s.total[e] = token == begin ? count : s.total[e] + count;
+      if (takes_part(p, s, e)) counts[e] += count_bits(p, s, e);
     }
     __syncthreads();
   }
-  uint16_t* row = p.counts + static_cast<int64_t>(chunk) * p.count_stride;
+  synchronize_cluster(p);
+  const int rank = chunk % p.cluster;
+  const int num_clusters = ceil_div(p.num_sorters, p.cluster);
+  uint16_t* of_cluster = p.counts + static_cast<int64_t>(chunk / p.cluster) * p.count_stride;
+  uint16_t* of_chunk = p.counts + static_cast<int64_t>(num_clusters + chunk) * p.count_stride;
   for (int e = thread(); e < p.count_stride; e += num_threads()) {
-    row[e] = static_cast<uint16_t>(e < p.job.num_experts ? s.total[e] : 0);
+    const bool exists = e < p.job.num_experts;
+    const int32_t before = exists ? add_up_cluster(counts + e, rank) : 0;
+    if (chunk < p.num_sorters) of_chunk[e] = static_cast<uint16_t>(before);
+    if (rank == p.cluster - 1) {
+      of_cluster[e] = static_cast<uint16_t>(before + (exists ? counts[e] : 0));
+    }
   }
+  if (p.cluster > 1) synchronize_cluster(p);  // the others may still read this block's counts
 }
 
 /// Ranks and stages its chunk while the counting kernel still runs, then learns where rows begin.
@@ -298,23 +319,20 @@ __global__ void __launch_bounds__(kThreads)
     const int32_t num_staged = stage_pass(p, s, staging, pass, num_tokens);
     if (token == begin) {
       wait_for_previous_kernel();
-      add_up_chunks(p, staging.partials, chunk);
-      const int32_t* totals = staging.partials + p.num_partials * p.count_stride;
-      placed = place_experts(p, s, [&](int e) { return totals[e]; });
-      for (int e = thread(); e < job.num_experts; e += num_threads()) {
-        staging.cursor[e] = s.first_block[e] * job.unit_size + staging.partials[e];
-      }
-      __syncthreads();
+      add_up_chunks(p, staging, chunk);
+      placed = place_experts(p, s, [&](int e) { return staging.rows[e]; });
     }
     write_staged(p, s, staging, pass, num_staged);
+    if (end - token <= p.tokens_per_pass) break;
     __syncthreads();
     for (int e = thread(); e < job.num_experts; e += num_threads()) {
-      staging.cursor[e] += count_bits(p, s, e);
+      staging.before[e] += count_bits(p, s, e);
     }
     __syncthreads();
   }
-  finish_lists(p, s, placed, num_tokens, chunk * num_threads() + thread(),
-               p.num_sorters * num_threads());
+  // Neighbouring experts to different SMs.
+  const int32_t warp = thread() / 32 * p.num_sorters + chunk;
+  finish_lists(p, s, placed, num_tokens, warp * 32 + lane(), p.num_sorters * num_threads());
 }
 
 /// Nothing to sort: everything is padding.
@@ -343,7 +361,7 @@ SortParams sort_params(const SortJob& job, const SortPlan& plan, void* scratch) 
           .tokens_per_pass = static_cast<int32_t>(plan.tokens_per_pass),
           .bitmap_words = static_cast<int32_t>(plan.bitmap_words),
           .count_stride = static_cast<int32_t>(sort_count_stride(job.num_experts)),
-          .num_partials = static_cast<int32_t>(sort_num_partials(job.num_experts)),
+          .cluster = 1,
           .block_bits = static_cast<int32_t>(std::bit_width(static_cast<uint32_t>(most_blocks))),
           .unit_shift = shifts ? std::countr_zero(static_cast<uint32_t>(job.unit_size)) : -1,
           .top_k_inverse = static_cast<uint32_t>(
@@ -352,7 +370,7 @@ SortParams sort_params(const SortJob& job, const SortPlan& plan, void* scratch) 
 
 void sort(const SortJob& job, const SortPlan& plan, void* scratch, int device, Stream stream) {
   const auto cuda_stream = static_cast<cudaStream_t>(stream.handle);
-  const SortParams p = sort_params(job, plan, scratch);
+  SortParams p = sort_params(job, plan, scratch);
   const auto blocks = [](int64_t count) { return dim3(static_cast<unsigned>(count)); };
   LaunchShape shape{.grid = blocks(plan.num_blocks + num_pieces(job)),
                     .block = static_cast<unsigned>(plan.threads),
@@ -364,8 +382,10 @@ void sort(const SortJob& job, const SortPlan& plan, void* scratch, int device, S
     return launch(sort_nothing_kernel, shape, cuda_stream, p);
   }
   if (plan.path == SortPath::kOneShot) return launch(sort_one_shot_kernel, shape, cuda_stream, p);
+  if (shape.overlap_previous) p.cluster = kSortClusterChunks;
   LaunchShape counting = shape;
-  counting.grid = blocks(plan.num_blocks);
+  counting.cluster = static_cast<unsigned>(p.cluster);
+  counting.grid = blocks(align_up<int64_t>(plan.num_blocks, p.cluster));
   counting.shared_bytes = sort_common_words(job.num_experts, plan.bitmap_words) * 4;
   launch(sort_count_kernel, counting, cuda_stream, p);
   launch(sort_place_kernel, shape, cuda_stream, p);

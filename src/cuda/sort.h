@@ -23,8 +23,8 @@ struct SortJob {
   int32_t top_k = 0;
   int32_t num_experts = 0;
   int32_t unit_size = 0;
-  int32_t capacity = 0;    ///< rows of sorted_ids, written to their end; 0: up to the last used
-  int32_t num_blocks = 0;  ///< entries of sorted_expert_ids, likewise
+  int32_t capacity = 0;    ///< rows of sorted_ids, all of them written
+  int32_t num_blocks = 0;  ///< entries of sorted_expert_ids
   int32_t num_valid = 0;   ///< entries of num_valid_ids, 1 or 2
   int32_t* sorted_ids = nullptr;
   int32_t* sorted_weights = nullptr;  ///< or null

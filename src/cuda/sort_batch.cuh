@@ -11,8 +11,9 @@ namespace switchyard::cuda {
 
 struct SortParams {
   SortJob job;
-  uint16_t* counts;  // [num_chunks][count_stride]
-  int32_t num_sorters, tokens_per_chunk, tokens_per_pass, bitmap_words, count_stride, num_partials;
+  uint16_t* counts;  // [num_clusters][count_stride], then [num_chunks][count_stride]
+  int32_t num_sorters, tokens_per_chunk, tokens_per_pass, bitmap_words, count_stride;
+  int32_t cluster;         // chunks whose counts are added up before they are published
   int32_t block_bits;      // of the most blocks that one expert can have
   int32_t unit_shift;      // unit_size is 1 << unit_shift, or -1
   uint32_t top_k_inverse;  // ceil(2^32 / top_k): exact quotients below 2^32 / 127
@@ -56,6 +57,11 @@ __device__ inline int32_t blocks_of(const SortParams& p, int32_t rows) {
   return p.unit_shift >= 0 ? (rows + unit - 1) >> p.unit_shift : ceil_div(rows, unit);
 }
 
+/// Token of a pair, counted from the first of both.
+__device__ inline int32_t token_of(const SortParams& p, int32_t pair) {
+  return p.job.top_k == 1 ? pair : static_cast<int32_t>(__umulhi(pair, p.top_k_inverse));
+}
+
 /// Clears the bitmaps; ends unsynchronised. Touches shared memory only.
 __device__ inline void clear_bitmaps(const SortParams& p, const SortShared& s) {
   for (int i = thread(); i < p.job.num_experts * p.bitmap_words; i += num_threads()) {
@@ -67,7 +73,7 @@ __device__ inline void clear_bitmaps(const SortParams& p, const SortShared& s) {
 __device__ inline void load_mask(const SortParams& p, const SortShared& s) {
   if (p.job.expert_mask == nullptr) return;
   for (int e = thread(); e < p.job.num_experts; e += num_threads()) {
-    s.local_id[e] = p.job.expert_mask[e] != 0 ? 0 : -1;
+    s.local_id[e] = __ldcg(p.job.expert_mask + e) != 0 ? 0 : -1;
   }
 }
 __device__ inline bool takes_part(const SortParams& p, const SortShared& s, int e) {

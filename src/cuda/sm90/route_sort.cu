@@ -28,8 +28,10 @@ __global__ void __launch_bounds__(kMaxWarps* kLanes)
   const SortParams& p = params.sort;
   const RouteJob& job = params.route.job;
   const SortShared s = carve_sort(p);
+  auto* ids = reinterpret_cast<int32_t*>(s.rest);  // [warps of the cluster][top_k]
+  const int num_ids = static_cast<int>(gridDim.x) * num_threads() / kLanes * p.job.top_k;
   auto* scratch = reinterpret_cast<RouteScratch*>(
-      align_up<uint64_t>(reinterpret_cast<uint64_t>(s.rest), alignof(RouteScratch)));
+      align_up<uint64_t>(reinterpret_cast<uint64_t>(ids + num_ids), alignof(RouteScratch)));
   const uint32_t num_blocks = gridDim.x;  // one cluster
   clear_bitmaps(p, s);
   if (num_blocks > 1) cluster_arrive();
@@ -52,26 +54,34 @@ __global__ void __launch_bounds__(kMaxWarps* kLanes)
       job.topk_weights[first + k] = its_weight;
     });
   }
-  const uint32_t* word = s.bitmaps + (id < 0 ? 0 : id * p.bitmap_words + token / 32);
-  const uint32_t bit = 1u << (token % 32);
+  const int slot = thread() % kLanes;
+  const auto mark = [&](int32_t expert, int32_t its_token) {
+    atomicOr(s.bitmaps + expert * p.bitmap_words + its_token / 32, 1u << (its_token % 32));
+  };
+  __syncwarp();
   if (num_blocks > 1) {
-    cluster_wait();  // the others' bitmaps are clear
-    for (uint32_t rank = 0; id >= 0 && rank < num_blocks; ++rank) {
-      cluster_or(shared_address_in(word, rank), bit);
+    // Every block gets the ids and makes its own bitmaps: stores to other blocks overlap, atomics
+    // to their bitmaps took 45 ns each.
+    cluster_wait();  // the others have begun
+    for (uint32_t rank = 0; slot < p.job.top_k && rank < num_blocks; ++rank) {
+      cluster_store(shared_address_in(ids + token * p.job.top_k + slot, rank), id);
     }
     __syncwarp();
     cluster_arrive();
     cluster_wait();
+    const auto num_pairs = static_cast<int32_t>(job.tokens.limit) * p.job.top_k;
+    for (int32_t pair = thread(); pair < num_pairs; pair += num_threads()) {
+      if (ids[pair] >= 0) mark(ids[pair], token_of(p, pair));
+    }
   } else {
-    __syncthreads();
-    if (id >= 0) cluster_or(shared_address(word), bit);
-    __syncthreads();
+    __syncthreads();  // the bitmaps are clear
+    if (id >= 0) mark(id, token);
   }
+  __syncthreads();
 
   const Placed placed = place_experts(p, s, [&](int e) { return count_bits(p, s, e); });
   const bool chosen = id >= 0 && s.local_id[id] >= 0;
   const int32_t row = chosen ? s.first_block[id] * p.job.unit_size + rank_of(p, s, id, token) : -1;
-  const int slot = thread() % kLanes;
   if (chosen) write_row(p.job, row, pack_pair(token, slot), __float_as_int(weight));
   if (token < job.tokens.limit && slot < p.job.top_k) {
     write_pair(p.job, token * p.job.top_k + slot, row, chosen ? s.local_id[id] : -1);
@@ -84,7 +94,6 @@ __global__ void __launch_bounds__(kMaxWarps* kLanes)
 }  // namespace
 
 void route_sort(const RouteJob& route, const SortJob& sort, Stream stream) {
-  if (sort.tokens.limit == 0) return;
   const int64_t num_tokens = sort.tokens.limit;
   const SortPlan plan = plan_sort(num_tokens, sort.top_k, sort.num_experts, sort.unit_size);
   const Params params{.route = route_params(route), .sort = sort_params(sort, plan, nullptr)};
@@ -96,15 +105,18 @@ void route_sort(const RouteJob& route, const SortJob& sort, Stream stream) {
       default: return route_sort_kernel<32>;
     }
   }();
-  // A token per warp. A cluster's barriers cost 0.4 us, twice the warps of a block less.
-  const int64_t warps = num_tokens <= 8 ? 8 : num_tokens <= kMaxWarps ? kMaxWarps : 8;
+  // A token per warp; warps without one help to write the lists.
+  const int64_t warps = num_tokens <= kMaxWarps ? kMaxWarps : kMaxWarps / 2;
   const auto blocks = static_cast<unsigned>(ceil_div(num_tokens, warps));
   const unsigned cluster = blocks <= 2 ? blocks : blocks <= 4 ? 4 : 8;
+  const int64_t shared_bytes =
+      (sort_common_words(sort.num_experts, plan.bitmap_words) + cluster * warps * sort.top_k) * 4 +
+      static_cast<int64_t>(alignof(RouteScratch)) +
+      warps * static_cast<int64_t>(sizeof(RouteScratch));
   launch(kernel,
          {.grid = cluster,
           .block = static_cast<unsigned>(warps * kLanes),
-          .shared_bytes = plan.shared_bytes + static_cast<int64_t>(alignof(RouteScratch)) +
-                          warps * static_cast<int64_t>(sizeof(RouteScratch)),
+          .shared_bytes = shared_bytes,
           .overlap_previous = true,
           .cluster = cluster},
          static_cast<cudaStream_t>(stream.handle), params);

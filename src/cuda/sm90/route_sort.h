@@ -10,7 +10,8 @@ inline constexpr int64_t kRouteSortTokens = 64;
 inline constexpr int64_t kRouteSortExperts = 1024;  ///< routed ones
 inline constexpr int64_t kRouteSortTopK = 32;       ///< fused shared experts included
 
-/// `sort` reads what `route` writes; not for hash layers, whose rows may repeat an expert.
+/// `sort` reads what `route` writes; 1 to kRouteSortTokens tokens, not of hash layers, whose rows
+/// may repeat an expert.
 void route_sort(const RouteJob& route, const SortJob& sort, Stream stream);
 
 }  // namespace switchyard::cuda::sm90
