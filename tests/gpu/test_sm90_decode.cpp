@@ -7,6 +7,7 @@
 
 #include "core/activation_format.h"
 #include "cuda/sm90/decode_experts.h"
+#include "cuda/sm90/fp4_experts.h"
 #include "gpu/device_tensor.h"
 #include "support/compare.h"
 #include "support/random.h"
@@ -27,12 +28,16 @@ struct Packed {
 };
 Packed pack(const LayerSpec& spec, const test::RandomWeights& weights) {
   const bool gated = spec.activation.gated();
+  const ExpertWeights& example = weights.expert(0);
+  const FragmentOrder order =
+      cuda::sm90::fragment_order(spec.activation_format, example.up, example.down, 0);
   Packed packed;
   for (int64_t e = 0; e < spec.num_experts; ++e) {
     const ExpertWeights& w = weights.expert(e);
     if (e == 0) {
-      packed.gate_up = PackedMatrices(w.up, gated ? 2 : 1, !w.up_bias.empty(), spec.num_experts);
-      packed.down = PackedMatrices(w.down, 1, !w.down_bias.empty(), spec.num_experts);
+      packed.gate_up =
+          PackedMatrices(w.up, gated ? 2 : 1, !w.up_bias.empty(), spec.num_experts, order);
+      packed.down = PackedMatrices(w.down, 1, !w.down_bias.empty(), spec.num_experts, order);
     }
     if (gated) {
       packed.gate_up.pack(e, {w.gate, w.up}, {w.gate_bias, w.up_bias});
@@ -41,6 +46,8 @@ Packed pack(const LayerSpec& spec, const test::RandomWeights& weights) {
     }
     packed.down.pack(e, {w.down}, {w.down_bias});
   }
+  packed.gate_up.finish("gate/up");
+  packed.down.finish("down");
   return packed;
 }
 
@@ -56,7 +63,9 @@ std::vector<Recipe> recipes() {
           {Format::kFp8E4m3, ActivationFormat::kFp8PerToken, {1, 0}},
           {Format::kFp8E4m3, ActivationFormat::kFp8PerTensor, {0, 0}},
           {Format::kInt8, ActivationFormat::kInt8PerToken, {1, 0}},
-          {Format::kInt8, ActivationFormat::kInt8PerSlot, {1, 0}}};
+          {Format::kInt8, ActivationFormat::kInt8PerSlot, {1, 0}},
+          {Format::kMxfp4, ActivationFormat::kNone, {1, 32}},
+          {Format::kMxfp4, ActivationFormat::kFp8PerToken, {1, 32}}};
 }
 LayerSpec spec_of(const Recipe& r, int64_t experts, int64_t top_k, int64_t hidden, int64_t inner) {
   return {.num_experts = experts,
@@ -97,7 +106,8 @@ Call make_call(const LayerSpec& spec, int64_t num_tokens, Routing routing) {
 }
 
 /// Tokens [begin, begin + count) of a call, on a poisoned output.
-Buffer run(const DecodeExperts& experts, const LayerSpec& spec, const Call& call, int64_t begin,
+template <class Experts>
+Buffer run(const Experts& experts, const LayerSpec& spec, const Call& call, int64_t begin,
            int64_t count, DataType type, const Buffer* addend = nullptr,
            const Buffer* routed = nullptr) {
   const auto rows = [&](const Buffer& all) {
@@ -250,32 +260,102 @@ TEST(Sm90Decode, ModelSizes) {
   }
 }
 
+TEST(Sm90Decode, Fp4ModelSizesAgainstTheGenericKernels) {
+  struct Shape {
+    int64_t experts, top_k, hidden, inner;
+  };
+  for (const Recipe& recipe : recipes()) {
+    if (recipe.format != Format::kMxfp4) continue;
+    for (const Shape& s : {Shape{2, 2, 2880, 1440}, {3, 2, 7168, 256}, {4, 2, 2048, 768}}) {
+      LayerSpec spec = spec_of(recipe, s.experts, s.top_k, s.hidden, s.inner);
+      spec.activation.kind = Activation::kSwiGluOai;
+      const test::RandomWeights weights(spec, options_of(recipe, true));
+      const Packed packed = pack(spec, weights);
+      const DecodeExperts experts(spec, packed.gate_up, packed.down, 0);
+      const auto generic =
+          test::gpu().pack_experts(spec, weights.weights().experts, {.generic_kernels = true});
+      for (const int64_t tokens : {1, 6, 20, 60, 128}) {
+        SCOPED_TRACE(std::string(to_string(recipe.activations)) + " T " + std::to_string(tokens) +
+                     " H " + std::to_string(s.hidden));
+        const Call call = make_call(spec, tokens, Routing::kUniform);
+        EXPECT_TRUE(test::within(run(experts, spec, call, 0, tokens, DataType::kF32),
+                                 run(*generic, spec, call, 0, tokens, DataType::kF32),
+                                 error_bound(spec, BackendKind::kCuda, DataType::kF32), call.ids));
+      }
+    }
+  }
+}
+
+/// Lowers the scales of random blocks by at most `steps` powers of two.
+void spread_scales(const test::RandomWeights& weights, int64_t num_experts, int steps) {
+  Random random(5);
+  for (int64_t e = 0; e < num_experts; ++e) {
+    for (const WeightMatrix* m :
+         {&weights.expert(e).gate, &weights.expert(e).up, &weights.expert(e).down}) {
+      auto* scales = static_cast<uint8_t*>(m->scales.data);
+      for (int64_t i = 0; i < m->scales.num_elements(); i += 3) {
+        scales[i] = static_cast<uint8_t>(std::max<int64_t>(scales[i] - random.below(steps + 1), 0));
+      }
+    }
+  }
+}
+
+TEST(Sm90Decode, Fp4ScalesFarApart) {
+  for (const Recipe& recipe : recipes()) {
+    if (recipe.format != Format::kMxfp4) continue;
+    const bool bf16 = recipe.activations == ActivationFormat::kNone;
+    const LayerSpec spec = spec_of(recipe, 5, 2, 448, 192);
+    test::RandomWeights weights(spec, options_of(recipe));
+    spread_scales(weights, spec.num_experts, bf16 ? 80 : 11);  // 1 to 3 apart already
+    const Packed packed = pack(spec, weights);
+    ASSERT_EQ(DecodeExperts::why_unsupported(spec, packed.gate_up, packed.down), "");
+    ASSERT_TRUE(cuda::sm90::decode_fragment_args(packed.gate_up).deep) << "needs the table";
+    const DecodeExperts experts(spec, packed.gate_up, packed.down, 0);
+    const auto reference = reference_backend().pack_experts(spec, weights.weights().experts, {});
+    for (const int64_t tokens : {1, 30}) {
+      expect_reference(experts, *reference, spec, tokens, Routing::kUniform);
+    }
+    spread_scales(weights, spec.num_experts, 100);
+    const Packed wide = pack(spec, weights);
+    EXPECT_GT(wide.gate_up.spread().wide, 0u);
+    EXPECT_NE(DecodeExperts::why_unsupported(spec, wide.gate_up, wide.down), "");
+  }
+}
+
+void expect_same_bits(const Recipe& recipe) {
+  const LayerSpec spec = spec_of(recipe, 8, 4, 1296, 528);
+  const Subject subject(spec, options_of(recipe));
+  SCOPED_TRACE(std::string(to_string(spec.weight_format)) + " x " +
+               to_string(spec.activation_format));
+  constexpr int64_t kTokens = 100;
+  const Call call = make_call(spec, kTokens, Routing::kUniform);
+  const DecodeExperts all_sms = subject.experts();
+  const Buffer all = run(all_sms, spec, call, 0, kTokens, DataType::kF32);
+  EXPECT_TRUE(same_bits(all, run(all_sms, spec, call, 0, kTokens, DataType::kF32)))
+      << "the same call twice";
+  for (const int ctas : {1, 2, 37, 131}) {
+    EXPECT_TRUE(same_bits(all, run(subject.experts(ctas), spec, call, 0, kTokens, DataType::kF32)))
+        << ctas << " CTAs";
+  }
+  for (const auto& [begin, count] :
+       {std::pair{0, 1}, {7, 1}, {3, 8}, {40, 16}, {60, 33}, {36, 64}}) {
+    const Buffer part = run(all_sms, spec, call, begin, count, DataType::kF32);
+    for (int64_t at = 0; at < part.size(); ++at) {
+      ASSERT_EQ(part.as<uint32_t>()[at], all.as<uint32_t>()[begin * spec.hidden_size + at])
+          << "token " << begin + at / spec.hidden_size << " in a batch of " << count;
+    }
+  }
+}
+
 TEST(Sm90Decode, BitsDoNotDependOnGridBatchOrCall) {
   for (const Recipe& recipe : recipes()) {
     if (recipe.activations == ActivationFormat::kFp8PerTensor) continue;  // one scale per batch
-    const LayerSpec spec = spec_of(recipe, 8, 4, 1296, 528);
-    const Subject subject(spec, options_of(recipe));
-    SCOPED_TRACE(std::string(to_string(spec.weight_format)) + " x " +
-                 to_string(spec.activation_format));
-    constexpr int64_t kTokens = 100;
-    const Call call = make_call(spec, kTokens, Routing::kUniform);
-    const DecodeExperts all_sms = subject.experts();
-    const Buffer all = run(all_sms, spec, call, 0, kTokens, DataType::kF32);
-    EXPECT_TRUE(same_bits(all, run(all_sms, spec, call, 0, kTokens, DataType::kF32)))
-        << "the same call twice";
-    for (const int ctas : {1, 2, 37, 131}) {
-      EXPECT_TRUE(
-          same_bits(all, run(subject.experts(ctas), spec, call, 0, kTokens, DataType::kF32)))
-          << ctas << " CTAs";
-    }
-    for (const auto& [begin, count] :
-         {std::pair{0, 1}, {7, 1}, {3, 8}, {40, 16}, {60, 33}, {36, 64}}) {
-      const Buffer part = run(all_sms, spec, call, begin, count, DataType::kF32);
-      for (int64_t at = 0; at < part.size(); ++at) {
-        ASSERT_EQ(part.as<uint32_t>()[at], all.as<uint32_t>()[begin * spec.hidden_size + at])
-            << "token " << begin + at / spec.hidden_size << " in a batch of " << count;
-      }
-    }
+    if (recipe.format != Format::kMxfp4) expect_same_bits(recipe);
+  }
+}
+TEST(Sm90Decode, Fp4BitsDoNotDependOnGridBatchOrCall) {
+  for (const Recipe& recipe : recipes()) {
+    if (recipe.format == Format::kMxfp4) expect_same_bits(recipe);
   }
 }
 

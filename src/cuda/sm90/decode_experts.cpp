@@ -32,6 +32,19 @@ bool block_scales(const LayerSpec& spec) {
   return spec.weight_scale_block == ScaleBlock{128, kScaleColumns};
 }
 
+std::string why_unsupported_fragments(ActivationFormat activations, const PackedMatrices& packed) {
+  const bool bf16 = packed.rows().fragments.order == FragmentOrder::kBf16;
+  const bool per_row = activations == ActivationFormat::kFp8PerTensor ||
+                       activations == ActivationFormat::kFp8PerToken;
+  if (bf16 ? activations != ActivationFormat::kNone : !per_row) {
+    return "no decode kernel for these activations";
+  }
+  if (packed.spread().wide == 0) return {};
+  return fmt::format(
+      "{} weight rows have scales more than 2^{} apart, too far for exact {} numbers",
+      packed.spread().wide, max_steps_down(packed.rows().fragments.order), bf16 ? "bf16" : "E4M3");
+}
+
 std::string why_unsupported_matrix(const LayerSpec& spec, ActivationFormat activations,
                                    const PackedMatrices& packed) {
   const WeightRows& w = packed.rows();
@@ -39,12 +52,17 @@ std::string why_unsupported_matrix(const LayerSpec& spec, ActivationFormat activ
     return fmt::format("a matrix of {} x {}; decode kernels need multiples of 16", w.num_rows,
                        w.num_cols);
   }
-  const int64_t units = ceil_div<int64_t>(w.num_rows, kDecodeRows) *
-                        decode_steps(w.rows.row_bytes).num_chunks() * kDecodeMaxTokens * kMaxTopK;
+  const bool fragments = w.fragments.order != FragmentOrder::kRowMajor;
+  const DecodeSteps steps =
+      fragments ? decode_fragment_steps(w.fragments.col_blocks, kDecodeChunkFragments)
+                : decode_steps(w.rows.row_bytes);
+  const int64_t units =
+      ceil_div<int64_t>(w.num_rows, kDecodeRows) * steps.num_chunks() * kDecodeMaxTokens * kMaxTopK;
   if (units > std::numeric_limits<int32_t>::max()) {
     return fmt::format("a matrix of {} x {}; decode kernels count its units in 32 bits", w.num_rows,
                        w.num_cols);
   }
+  if (fragments) return why_unsupported_fragments(activations, packed);
   if (w.group_index != nullptr || w.zero_points != nullptr || w.global_scales != nullptr ||
       (w.rows.scale_kind != ScaleKind::kNone && w.rows.scale_kind != ScaleKind::kF32)) {
     return "no decode kernel for these scales";
@@ -124,6 +142,11 @@ DecodeExperts::DecodeExperts(const LayerSpec& spec, const PackedMatrices& gate_u
 
 DecodeExperts::Matrix DecodeExperts::matrix_of(const PackedMatrices& packed) const {
   const WeightRows& w = packed.rows();
+  if (w.fragments.order != FragmentOrder::kRowMajor) {
+    return {.packed = &packed,
+            .fragments = decode_fragment_args(packed),
+            .steps = decode_fragment_steps(w.fragments.col_blocks, kDecodeChunkFragments)};
+  }
   const Format format = w.rows.format;
   const DecodeOperand operand = format == Format::kBf16   ? DecodeOperand::kBf16
                                 : format == Format::kInt8 ? DecodeOperand::kInt8
@@ -315,11 +338,20 @@ int32_t DecodeExperts::scale_groups(int64_t cols) const {
 
 void DecodeExperts::set_weights(const Matrix& matrix, DecodeArgs& args) const {
   const WeightRows& w = matrix.packed->rows();
-  args.row_scales = static_cast<const float*>(w.rows.scales);
-  args.row_scale_groups = w.rows.num_groups;
+  const bool fragments = w.fragments.order != FragmentOrder::kRowMajor;
+  args.row_scales = fragments ? w.row_scales : static_cast<const float*>(w.rows.scales);
+  args.row_scale_groups = fragments ? 1 : w.rows.num_groups;
   args.bias = w.bias;
   args.num_rows = w.num_rows;
   args.steps = matrix.steps;
+}
+
+void DecodeExperts::multiply(const Matrix& matrix, const DecodeArgs& args, Stream stream) const {
+  const FragmentOrder order = matrix.packed->rows().fragments.order;
+  if (order == FragmentOrder::kRowMajor) {
+    return decode_gemm(matrix.operand, matrix.map, args, num_ctas_, stream);
+  }
+  decode_fragments(order, matrix.fragments, args, num_ctas_, stream);
 }
 
 void DecodeExperts::run(const RunExpertsArgs& args, Workspace workspace, Stream stream) const {
@@ -369,7 +401,7 @@ void DecodeExperts::run_batch(const Batch& batch) const {
 
   set_tokens(batch, first);
   set_hidden(batch, first, second);
-  decode_gemm(gate_up_.operand, gate_up_.map, first, num_ctas_, stream);
+  multiply(gate_up_, first, stream);
   if (one_scale()) {
     const TensorView hidden =
         TensorView::contiguous(first.output, first.output_type, {pairs, spec_.intermediate_size});
@@ -378,7 +410,7 @@ void DecodeExperts::run_batch(const Batch& batch) const {
                                 batch.places.hidden_scales.in(workspace)),
                    true, lists);
   }
-  decode_gemm(down_.operand, down_.map, second, num_ctas_, stream);
+  multiply(down_, second, stream);
   if (direct) return;
   combine({.expert_output = second.output,
            .topk_ids = args.topk_ids.as<const int32_t>(),

@@ -8,6 +8,7 @@
 #include "core/activation_format.h"
 #include "core/workspace_layout.h"
 #include "cuda/pack_weights.h"
+#include "cuda/sm90/decode_fragments.h"
 #include "cuda/sm90/decode_gemm.h"
 
 namespace switchyard::cuda::sm90 {
@@ -33,6 +34,7 @@ class DecodeExperts {
     const PackedMatrices* packed = nullptr;
     DecodeOperand operand{};
     CUtensorMap map{};
+    DecodeFragmentArgs fragments{};  ///< instead of operand and map
     DecodeSteps steps{};
   };
   struct Places;  // of the intermediates in the workspace
@@ -54,6 +56,7 @@ class DecodeExperts {
   /// One activation scale for a whole tensor.
   bool one_scale() const { return activations_ == ActivationFormat::kFp8PerTensor; }
   void set_weights(const Matrix& matrix, DecodeArgs& args) const;
+  void multiply(const Matrix& matrix, const DecodeArgs& args, Stream stream) const;
   bool quantised() const { return activations_ != ActivationFormat::kNone; }
 
   LayerSpec spec_;

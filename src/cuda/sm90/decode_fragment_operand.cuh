@@ -8,29 +8,29 @@
 
 namespace switchyard::cuda::sm90 {
 
-template <FragmentOrder kOrder, Format kFormat>
+/// kBlocks of 64 columns in a step.
+template <FragmentOrder kOrder, Format kFormat, int kBlocks>
 struct DecodeFragments {
   using Operand = FragmentOperand<kOrder, kFormat>;
   static constexpr MmaType kMma = Operand::kMma;
-  static constexpr int kStepBlocks = kDecodeStepFragments;
   static constexpr int kTokenBytes = kOrder == FragmentOrder::kFp8 ? 1 : 2;  ///< of an element
-  static constexpr int kTokenBlocks = kStepBlocks * kFragmentCols * kTokenBytes / 128;
-  static constexpr int kStepBytes = kStepBlocks * Operand::kBlockBytes;
-  static constexpr int kChunkSteps = kDecodeFragmentChunkSteps;
+  static constexpr int kTokenBlocks = kBlocks * kFragmentCols * kTokenBytes / 128;
+  static constexpr int kStepBytes = kBlocks * Operand::kBlockBytes;
+  static constexpr int kChunkSteps = kDecodeChunkFragments / kBlocks;
   static constexpr bool kBlockScales = false;
   static constexpr bool kRowPairs = true;
   using Args = DecodeFragmentArgs;
 
   /// The last step of a row may be short.
   __device__ static int num_blocks(const Args& args, int k_step) {
-    return min(kStepBlocks, args.col_blocks - k_step * kStepBlocks);
+    return min(kBlocks, args.col_blocks - k_step * kBlocks);
   }
   __device__ static uint32_t step_bytes(const Args& args, int k_step) {
     return static_cast<uint32_t>(num_blocks(args, k_step) * Operand::kBlockBytes);
   }
   __device__ static void load(const Args& args, char* to, int expert, int row_block, int k_step,
                               uint64_t* full) {
-    const int64_t block = static_cast<int64_t>(row_block) * args.col_blocks + k_step * kStepBlocks;
+    const int64_t block = static_cast<int64_t>(row_block) * args.col_blocks + k_step * kBlocks;
     bulk_load(to, args.blocks + expert * args.expert_bytes + block * Operand::kBlockBytes,
               step_bytes(args, k_step), full, evict_first_policy());
   }
@@ -38,13 +38,19 @@ struct DecodeFragments {
   template <int kN>
   __device__ static void multiply(const Args& args, const Step& step, bool accumulate,
                                   float (&sum)[kN / 2]) {
-    // Two sets of registers: one is converted while the instructions that read the other run.
-    uint32_t a[2][kGroup * Operand::kSteps][4];
+    // Two sets of registers: one is converted while the instructions that read the other run. For
+    // 64 tokens there is no room for them.
+    constexpr int kSets = kN <= 32 ? 2 : 1;
+    Registers a[kSets];
     const int blocks = num_blocks(args, step.k_step);
+#pragma unroll 1
+    for (int first = 0; first < blocks; first += kSets * kGroup) {
 #pragma unroll
-    for (int b = 0; b < kStepBlocks; b += kGroup) {
-      group<kN>(args, step, b, blocks, accumulate || b > 0, a[b / kGroup % 2], sum);
-      wgmma_wait<1>();
+      for (int set = 0; set < kSets; ++set) {
+        group<kN>(args, step, first + set * kGroup, blocks, accumulate || first + set > 0, a[set],
+                  sum);
+        wgmma_wait<kSets - 1>();
+      }
     }
     wgmma_wait<0>();
     pin(sum);
@@ -82,5 +88,18 @@ struct DecodeFragments {
     pin(sum);
   }
 };
+
+/// Longer steps cost less beside their conversions; with more tokens they would leave no ring.
+template <FragmentOrder kOrder, Format kFormat>
+void launch_decode_fragments(const DecodeFragmentArgs& weights, DecodeArgs args, int num_ctas,
+                             Stream stream) {
+  constexpr int kLong = kDecodeChunkFragments, kShort = kDecodeChunkFragments / 2;
+  const bool few = args.unit_size <= 8;
+  args.steps = decode_fragment_steps(weights.col_blocks, few ? kLong : kShort);
+  few ? launch_decode_tile<DecodeFragments<kOrder, kFormat, kLong>, 8>(weights, args, num_ctas,
+                                                                       stream)
+      : launch_decode_tile<DecodeFragments<kOrder, kFormat, kShort>, kDecodeMaxUnit>(
+            weights, args, num_ctas, stream);
+}
 
 }  // namespace switchyard::cuda::sm90

@@ -601,23 +601,32 @@ __global__ void __launch_bounds__(decode_lanes(kMaxN) * kLaneThreads, 1)
 
 inline constexpr int32_t kSharedBytes = 227 * 1024;
 
-template <class Operand>
-void launch_decode(const typename Operand::Args& weights, const DecodeArgs& args, int num_ctas,
-                   Stream stream) {
-  const int32_t lanes = decode_lanes(args.unit_size);
+/// For units of at most kMaxN rows.
+template <class Operand, int kMaxN>
+void launch_decode_tile(const typename Operand::Args& weights, const DecodeArgs& args, int num_ctas,
+                        Stream stream) {
+  constexpr int32_t kLanes = decode_lanes(kMaxN);
   const DecodeParams<Operand> params{
       .weights = weights,
       .args = args,
       .shared =
-          decode_shared(lanes, Operand::kStepBytes, Operand::kTokenBlocks,
+          decode_shared(kLanes, Operand::kStepBytes, Operand::kTokenBlocks,
                         scales_per_step<Operand>(args.unit_size), args.unit_size, kSharedBytes),
-      .lanes = lanes};
-  launch(args.unit_size <= 8 ? decode_kernel<Operand, 8> : decode_kernel<Operand, kDecodeMaxUnit>,
+      .lanes = kLanes};
+  launch(decode_kernel<Operand, kMaxN>,
          {.grid = static_cast<unsigned>(num_ctas),
-          .block = static_cast<unsigned>(lanes * kLaneThreads),
+          .block = static_cast<unsigned>(kLanes * kLaneThreads),
           .shared_bytes = params.shared.bytes,
           .overlap_previous = true},
          static_cast<cudaStream_t>(stream.handle), params);
+}
+
+template <class Operand>
+void launch_decode(const typename Operand::Args& weights, const DecodeArgs& args, int num_ctas,
+                   Stream stream) {
+  args.unit_size <= 8
+      ? launch_decode_tile<Operand, 8>(weights, args, num_ctas, stream)
+      : launch_decode_tile<Operand, kDecodeMaxUnit>(weights, args, num_ctas, stream);
 }
 
 }  // namespace switchyard::cuda::sm90
