@@ -6,7 +6,7 @@
 #   --sanitize: also compute-sanitizer's memcheck, racecheck and initcheck over a part of the tests
 set -euo pipefail
 here=$(cd "$(dirname "$0")/.." && pwd)
-bin='' out='' commit='' quick=0 sanitize=0
+bin='' out='' commit='' quick=0 sanitize=0 pids=() tools=()
 while [ $# -gt 0 ]; do
   case $1 in
     --bin) bin=$2; shift ;;
@@ -30,29 +30,31 @@ out=${out:-$here/results/$folder}
 mkdir -p "$out"
 log=$(mktemp -d)
 trap 'rm -rf "$log"' EXIT
+# After every part, so that a run cut short keeps what it has.
+record() { python3 "$here/scripts/gpu_record.py" "$log" "$out" "$commit"; }
 
+# Most of a test's time is its double-precision reference on the CPU: as many at once as cores allow.
 status=0
-"$tests" --gtest_output="json:$log/tests.json" >"$log/tests.log" 2>&1 || status=$?
-tail -3 "$log/tests.log"
-part='GpuSort.DeviceSide*:GpuSort.OutputsMay*:GpuSort.Repeated*:GpuSort.Lopsided*:GpuRoute.Ties*:GpuRoute.Groups'
-part+=':GpuQuantize.Gathered*:GpuActivateQuantize.*:GpuCombine.*:GpuExperts.EveryActivation*:GpuExperts.Dense'
-part+=':GpuLayer.GraphReplays*'
-if [ $sanitize = 1 ]; then
-  for tool in memcheck racecheck initcheck; do
-    compute-sanitizer --tool $tool --error-exitcode 3 "$tests" --gtest_filter="$part" \
-      >"$log/$tool.log" 2>&1 || status=$?
-    grep 'SUMMARY' "$log/$tool.log" | tee "$log/$tool.summary"
-  done
-fi
-
+shards=$(($(nproc) > 8 ? 8 : $(nproc)))
+for ((i = 0; i < shards; i++)); do
+  GTEST_TOTAL_SHARDS=$shards GTEST_SHARD_INDEX=$i "$tests" --gtest_output="json:$log/tests.$i.json" \
+    >"$log/tests.$i.log" 2>&1 &
+  pids[i]=$!
+done
+for pid in "${pids[@]}"; do wait "$pid" || status=$?; done
+grep -h -A 25 'Failure' "$log"/tests.*.log | head -80 || true
+grep -h '^\[  FAILED  \]' "$log"/tests.*.log | sort -u || true
+record
 "$switchyard" bench --calibrate --backend cuda --json "$log/limits.json"
 "$steps" --both-sort-paths --json "$log/steps.json"
+record
 tokens=1,8,64
 [ $quick = 1 ] || tokens=1,8,64,256,1024,8192
 # One row of the table below per run: models, weights, activations.
 while read -r models weights activations; do
   "$layers" --models "$models" --formats "$weights" --activations "$activations" --tokens $tokens \
-    --routed-only --weight-sets 8 --budget 0.1 --json "$log/layers.$models.$weights.$activations.json"
+    --routed-only --weight-sets 4 --budget 0.1 --json "$log/layers.$models.$weights.$activations.json"
+  record
 done <<'RUNS'
 deepseek-r1-tp8,gpt-oss-120b,qwen3-235b-a22b-ep4,deepseek-r1-ep8 mxfp4 none
 deepseek-r1-tp8,gpt-oss-120b,deepseek-r1-ep8 mxfp4 fp8_per_token
@@ -63,5 +65,21 @@ RUNS
 if python3 -c 'import torch' 2>/dev/null; then
   python3 "$here/scripts/gpu_peers.py" "$log/peers.json"
 fi
-python3 "$here/scripts/gpu_record.py" "$log" "$out" "$commit"
+record
+
+part='GpuSort.DeviceSide*:GpuSort.OutputsMay*:GpuSort.Repeated*:GpuSort.Lopsided*:GpuRoute.Ties*:GpuRoute.Groups'
+part+=':GpuQuantize.Gathered*:GpuActivateQuantize.*:GpuCombine.*:GpuExperts.EveryActivation*:GpuExperts.Dense'
+part+=':GpuLayer.GraphReplays*'
+if [ $sanitize = 1 ]; then
+  for tool in memcheck racecheck initcheck; do
+    compute-sanitizer --tool $tool --error-exitcode 3 "$tests" --gtest_filter="$part" \
+      >"$log/$tool.log" 2>&1 &
+    tools[${#tools[@]}]=$!
+  done
+  for pid in "${tools[@]}"; do wait "$pid" || status=$?; done
+  for tool in memcheck racecheck initcheck; do
+    grep 'SUMMARY' "$log/$tool.log" | tee "$log/$tool.summary"
+  done
+  record
+fi
 exit $status

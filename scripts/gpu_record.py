@@ -25,11 +25,16 @@ def main():
     def write(name, record):
         (out / name).write_text(json.dumps({**origin, **record}, indent=1) + "\n")
 
-    tests = json.loads((log / "tests.json").read_text())
-    suites = {suite["name"]: {"tests": suite["tests"], "failures": suite["failures"]} for suite in tests["testsuites"]}
+    shards = [json.loads(path.read_text()) for path in sorted(log.glob("tests.*.json"))]
+    suites = {}
+    for suite in (suite for shard in shards for suite in shard["testsuites"]):
+        total = suites.setdefault(suite["name"], {"tests": 0, "failures": 0})
+        for count in total:
+            total[count] += suite[count]
     sanitizers = {path.stem: path.read_text().strip() for path in sorted(log.glob("*.summary"))}
-    write("tests.json", {"tests": tests["tests"], "failures": tests["failures"], "suites": suites,
-                         "sanitizers": sanitizers})
+    write("tests.json", {"tests": sum(suite["tests"] for suite in suites.values()),
+                         "failures": sum(suite["failures"] for suite in suites.values()),
+                         "suites": suites, "sanitizers": sanitizers})
     for name in ("limits.json", "steps.json", "peers.json"):
         if (log / name).exists():
             write(name, json.loads((log / name).read_text()))
