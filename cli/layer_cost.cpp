@@ -61,19 +61,20 @@ Peak arithmetic_peak(const LayerSpec& spec, const MachineLimits& limits) {
                                                                  : Peak{limits.f32_gflops, "f32"};
   if (format == Format::kF32) return {limits.f32_gflops, "f32"};
   if (element_bits(format) >= 16 || activations == ActivationFormat::kNone) return float_peak;
+  const bool automatic = activations == ActivationFormat::kAuto;
+  const bool int8_weights = format == Format::kInt8;
+  const bool int4_or_fp4_weights = element_bits(format) == 4;
   const bool int8_activations = activations == ActivationFormat::kInt8Block32 ||
                                 activations == ActivationFormat::kInt8PerToken ||
                                 activations == ActivationFormat::kInt8PerSlot;
-  const bool automatic = activations == ActivationFormat::kAuto;
-  if (limits.backend == BackendKind::kCuda) {  // where auto rounds no activations
-    return automatic          ? float_peak
-           : int8_activations ? Peak{limits.int8_gops, "int8"}
-                              : Peak{limits.fp8_gflops, "fp8"};
+  if (limits.backend == BackendKind::kCuda) {  // where auto rounds no activations of 4-bit weights
+    if (automatic && int4_or_fp4_weights) return float_peak;
+    return int8_activations || (automatic && int8_weights) ? Peak{limits.int8_gops, "int8"}
+                                                           : Peak{limits.fp8_gflops, "fp8"};
   }
   // The CPU has no fp8 arithmetic: it decodes fp8 to f32, and 4-bit weights to int8.
-  const bool integer_weights = element_bits(format) == 4 || format == Format::kInt8;
-  const bool integer_activations = automatic || int8_activations;
-  return integer_weights && integer_activations ? Peak{limits.int8_gops, "int8"} : float_peak;
+  const bool integers = int4_or_fp4_weights || int8_weights;
+  return integers && (automatic || int8_activations) ? Peak{limits.int8_gops, "int8"} : float_peak;
 }
 
 Floor time_floor(double bytes, double flops, const LayerSpec& spec, const MachineLimits& limits) {

@@ -51,7 +51,7 @@ struct ScaleBlock {
 
 /// How activations are stored when they meet the weights, in both GEMMs.
 enum class ActivationFormat : int32_t {
-  kAuto = 0,         ///< the backend's choice, printed by the plan
+  kAuto = 0,         ///< the backend's choice (docs/numerics.md), printed by the plan
   kNone = 1,         ///< as given (bf16, f16 or f32); nothing is rounded before the product
   kInt8Block32 = 2,  ///< int8, f32 scale per 32 along K
   kInt8PerToken = 3,

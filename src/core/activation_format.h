@@ -29,13 +29,24 @@ constexpr ActivationStorage activation_storage(ActivationFormat format) {
 }
 
 /// The format a backend uses for this layer. On the CPU the 8-bit dot product is four times the
-/// fp32 FMA rate, so weights that are integers in disguise (4-bit, INT8) meet INT8 activations.
+/// fp32 FMA rate, so weights that are integers in disguise (4-bit, INT8) meet INT8 activations. A
+/// GPU's matrix unit multiplies 8-bit weights with 8-bit activations only; 4-bit weights turn into
+/// bf16 exactly, so they keep the activations as given.
 constexpr ActivationFormat resolved_activation_format(const LayerSpec& spec, BackendKind backend) {
   if (spec.activation_format != ActivationFormat::kAuto) return spec.activation_format;
-  if (backend != BackendKind::kCpu) return ActivationFormat::kNone;
-  const bool integers =
-      element_bits(spec.weight_format) == 4 || spec.weight_format == Format::kInt8;
-  return integers ? ActivationFormat::kInt8Block32 : ActivationFormat::kNone;
+  const Format weights = spec.weight_format;
+  const ScaleBlock block = spec.weight_scale_block;
+  if (backend == BackendKind::kCpu) {
+    const bool integers = element_bits(weights) == 4 || weights == Format::kInt8;
+    return integers ? ActivationFormat::kInt8Block32 : ActivationFormat::kNone;
+  }
+  if (backend == BackendKind::kCuda) {
+    const bool per_row = block.cols == 0;  // or one for all rows
+    if (weights == Format::kInt8 && per_row) return ActivationFormat::kInt8PerToken;
+    if (weights == Format::kFp8E4m3 && per_row) return ActivationFormat::kFp8PerToken;
+    if (weights == Format::kFp8E4m3 && block.cols == 128) return ActivationFormat::kFp8Block128;
+  }
+  return ActivationFormat::kNone;
 }
 
 }  // namespace switchyard

@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "backend.h"
+#include "core/activation_format.h"
 #include "core/cost_model.h"
 #include "core/number_formats.h"
 #include "core/workspace_layout.h"
@@ -114,8 +115,12 @@ void Layer::Impl::pack(const Weights& weights) {
   if (spec.shared.intermediate_size > 0) {
     LayerOptions silent = options;
     silent.on_progress = nullptr;  // progress counts the routed experts
-    shared = b.pack_experts(shared_expert_spec(spec, weights.shared), one_expert(weights.shared),
-                            silent);
+    LayerSpec own = shared_expert_spec(spec, weights.shared);
+    // The error bound follows from the routed experts: nothing is rounded here if nothing is there.
+    if (resolved_activation_format(spec, b.kind()) == ActivationFormat::kNone) {
+      own.activation_format = ActivationFormat::kNone;
+    }
+    shared = b.pack_experts(own, one_expert(weights.shared), silent);
   }
 }
 

@@ -84,6 +84,39 @@ TEST(GpuLayer, ModelFamilies) {
   }
 }
 
+/// 8-bit checkpoints reach the matrix unit without naming an activation format.
+TEST(GpuLayer, AutoActivationsOfEightBitWeightsRunOnTheMatrixUnit) {
+  struct Case {
+    Format format;
+    ScaleBlock block;
+    const char* activations;
+  };
+  for (const Case& c : {Case{Format::kFp8E4m3, {128, 128}, "fp8_block128"},
+                        Case{Format::kFp8E4m3, {1, 0}, "fp8_per_token"},
+                        Case{Format::kInt8, {1, 0}, "int8_per_token"}}) {
+    LayerSpec spec = deepseek_like();
+    spec.intermediate_size = 128;
+    spec.weight_format = c.format;
+    spec.weight_scale_block = c.block;
+    SCOPED_TRACE(c.activations);
+    const test::RandomWeights weights(spec, {.selection_bias = true});
+    const Layers layers(spec, weights);
+    for (const int64_t t : {1, 33, 200}) {
+      SCOPED_TRACE("T " + std::to_string(t));
+      Random random(22);
+      const Buffer hidden = Buffer::normal(random, DataType::kBf16, {t, spec.hidden_size});
+      const DeviceTensor x(hidden), y(Buffer(DataType::kBf16, {t, spec.hidden_size}));
+      const cuda::DeviceBuffer workspace = test::device_workspace(layers.gpu.workspace_bytes(t));
+      layers.gpu.forward({.hidden_states = x, .output = y}, test::workspace_of(workspace));
+      EXPECT_TRUE(test::within(y.fetch(), layers.expected(hidden),
+                               error_bound(spec, BackendKind::kCuda, DataType::kBf16)));
+      if (cuda::device_facts(0).capability != 90) continue;
+      const std::string plan = layers.gpu.plan(t).explain();
+      EXPECT_NE(plan.find("sm90_"), std::string::npos) << plan;
+    }
+  }
+}
+
 struct Graph {
   cudaStream_t stream = nullptr;
   cudaGraphExec_t exec = nullptr;

@@ -98,6 +98,24 @@ TEST(ErrorBound, StatesWhatEachBackendMayCost) {
   EXPECT_LT(error_bound(spec, BackendKind::kCuda, DataType::kBf16).rms, 4e-3);
   EXPECT_NE(error_bound(spec, BackendKind::kCuda, DataType::kBf16).derivation.find("bf16 storage"),
             std::string::npos);
+  // A GPU meets 8-bit weights with 8-bit activations unless told otherwise, 4-bit ones with none.
+  spec.activation_format = ActivationFormat::kAuto;
+  const auto named = [&spec](const char* activations) {
+    const ErrorBound bound = error_bound(spec, BackendKind::kCuda, DataType::kBf16);
+    return bound.derivation.find(activations) != std::string::npos;
+  };
+  EXPECT_TRUE(named("input none"));
+  spec.weight_format = Format::kFp8E4m3;
+  spec.weight_scale_block = {128, 128};
+  EXPECT_TRUE(named("input fp8_block128"));
+  spec.weight_scale_block = {0, 0};
+  EXPECT_TRUE(named("input fp8_per_token"));
+  spec.weight_scale_block = {1, 32};
+  EXPECT_TRUE(named("input none"));
+  spec.weight_format = Format::kInt8;
+  EXPECT_TRUE(named("input none"));
+  spec.weight_scale_block = {1, 0};
+  EXPECT_TRUE(named("input int8_per_token"));
 }
 
 /// A mistake a packer or a kernel could make, applied to one expert's weights. New bytes live in
