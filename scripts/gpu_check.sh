@@ -64,6 +64,8 @@ deepseek-r1-ep8 int8 int8_per_token
 RUNS
 if python3 -c 'import torch' 2>/dev/null; then
   python3 "$here/scripts/gpu_peers.py" "$log/peers.json"
+  record
+  python3 "$here/scripts/gpu_layer_peers.py" "$log/layer_peers.json" $tokens  # triton_kernels: if on PYTHONPATH
 fi
 record
 

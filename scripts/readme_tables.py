@@ -47,7 +47,8 @@ def by_tokens(rows, label, tokens):
     """One line per label and one column per token count: microseconds and the share of the limit."""
     cells = {}
     for row in rows:
-        cells.setdefault(label(row), {})[row["tokens"]] = f"{row['us']:.4g} ({100 * row['share_of_limit']:.0f} %)"
+        share = f" ({100 * row['share_of_limit']:.0f} %)" if "share_of_limit" in row else ""
+        cells.setdefault(label(row), {})[row["tokens"]] = f"{row['us']:.4g}{share}"
     shown = [t for t in tokens if any(t in line for line in cells.values())]
     lines = ["| | " + " | ".join(f"T = {t}" for t in shown) + " |", "|---" * (len(shown) + 1) + "|"]
     for name, line in cells.items():
@@ -59,9 +60,13 @@ def gpu_layers():
     record, origin = gpu_record("layers.json")
     if record is None:
         return origin
-    table = by_tokens(record["results"], lambda row: f"{row['model']}, {row['weights']} x {row['activations']}",
-                      (1, 8, 64, 256, 1024, 8192))
-    return f"{origin}\n\n{table}"
+    tokens = (1, 8, 64, 256, 1024, 8192)
+    table = by_tokens(record["results"], lambda row: f"{row['model']}, {row['weights']} x {row['activations']}", tokens)
+    peers, peers_origin = gpu_record("layer_peers.json")
+    if peers is None:
+        return f"{origin}\n\n{table}"
+    others = by_tokens(peers["results"], lambda row: f"{row['model']}, {row['peer']}", tokens)
+    return f"{origin}\n\n{table}\n\nOther libraries' layers, timed the same way by `scripts/gpu_layer_peers.py`. {peers_origin}\n\n{others}"
 
 
 def gpu_steps():
