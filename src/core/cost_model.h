@@ -16,6 +16,16 @@ inline double expected_distinct_experts(int64_t num_experts, int64_t top_k, int6
   return e * (1.0 - std::pow(missed, static_cast<double>(num_tokens)));
 }
 
+/// Tiles of `tile_rows` that the rows of one expert need, their number being about normal.
+inline double expected_row_tiles(double rows_per_expert, int tile_rows) {
+  const double deviation = std::sqrt(2 * std::max(rows_per_expert, 1.0));
+  double tiles = 1;
+  for (int begin = tile_rows; begin < rows_per_expert + 3 * deviation; begin += tile_rows) {
+    tiles += 0.5 * std::erfc((begin + 0.5 - rows_per_expert) / deviation);
+  }
+  return tiles;
+}
+
 /// The slower of the two roofs; a limit of 0 is unknown and costs nothing.
 inline double predict_us(double bytes, double flops, double gbps, double gflops) {
   const double memory_us = gbps > 0 ? bytes / (gbps * 1e3) : 0.0;

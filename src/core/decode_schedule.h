@@ -98,12 +98,8 @@ constexpr int32_t decode_unit_size(int64_t num_tokens, int64_t top_k, int64_t nu
   return kDecodeMaxUnit;
 }
 
-/// Tokens of one pass, and whether a batch is one where weights are the traffic: an expert's rows
-/// mostly fit one tile.
+/// Tokens of one pass.
 inline constexpr int64_t kDecodeMaxTokens = 128;
-constexpr bool decode_rows_are_few(int64_t num_tokens, int64_t top_k, int64_t num_experts) {
-  return num_tokens <= kDecodeMaxTokens && num_tokens * top_k <= kDecodeMaxUnit / 2 * num_experts;
-}
 
 /// K of one matrix as the ring sees it: steps (one stage of the ring) of a chunk (one sum).
 struct DecodeSteps {

@@ -188,7 +188,7 @@ TEST(GpuSm90Gemm, LongSumsStayAccurate) {
   // K = 16384: 128 scale blocks, 32 promotions of 512 columns.
   for (const Operands& operands : {kOperands[0], kOperands[1], kOperands[5], kOperands[7]}) {
     const Experts experts(spec_of(operands, 2, 1, 16384, 64), operands, false);
-    expect_agreement(experts, {.tokens = 80});
+    expect_agreement(experts, {.tokens = 300});
   }
 }
 

@@ -6,7 +6,9 @@
 #include <cmath>
 
 #include "core/cost_model.h"
+#include "core/decode_cost.h"
 #include "core/expert_sort.h"
+#include "core/fp4_prefill_cost.h"
 #include "core/scale_layout.h"
 #include "cuda/check.h"
 #include "cuda/combine.h"
@@ -23,6 +25,8 @@ namespace {
 constexpr int64_t kChunkPairs = int64_t{1} << 18;
 /// Two counters, in the sort's unit of zeroing.
 constexpr int64_t kTileCounterBytes = 16;
+/// At which the prefill kernels read weights when those are the traffic (bf16 R1 EP8, T = 64).
+constexpr double kPrefillReadGbps = 4200;
 /// The sums of INT8 products stay exact in s32.
 constexpr int64_t kMaxInt8Columns = (int64_t{1} << 31) / (128 * 128) - 1;
 
@@ -116,7 +120,56 @@ Sm90Experts::Sm90Experts(const LayerSpec& spec, const PackedMatrices& gate_up,
 }
 
 bool Sm90Experts::is_decode(int64_t num_tokens, int64_t top_k) const {
-  return decode_ && decode_rows_are_few(num_tokens, top_k, spec_.num_experts);
+  return decode_ && num_tokens <= kDecodeMaxTokens &&
+         decode_us(num_tokens, top_k) <= prefill_us(num_tokens, top_k);
+}
+
+double Sm90Experts::decode_us(int64_t num_tokens, int64_t top_k) const {
+  const int num_sms = device_facts(device_).num_sms;
+  const int token_bytes = element_bits(operand_format(activations_)) / 8;
+  const double experts = expected_distinct_experts(spec_.num_experts, top_k, num_tokens);
+  const auto us = [&](const WeightRows& w) {
+    const DecodeLoop loop = in_fragment_order(w) ? w.fragments.order == FragmentOrder::kFp8
+                                                       ? DecodeLoop::kFp4ToFp8
+                                                       : DecodeLoop::kFp4ToBf16
+                            : token_bytes == 2   ? DecodeLoop::kBf16
+                                                 : DecodeLoop::kBytes;
+    return decode_gemm_us(
+        {.experts = experts,
+         .rows_per_expert = static_cast<double>(num_tokens * top_k) / std::max(experts, 1.0),
+         .unit_size = decode_unit_size(num_tokens, top_k, spec_.num_experts),
+         .weight_rows = w.num_rows,
+         .token_row_bytes = int64_t{w.num_cols} * token_bytes,
+         .expert_bytes = static_cast<double>(w.expert_bytes)},
+        loop, num_sms);
+  };
+  return us(gate_up_.rows) + us(down_.rows);
+}
+
+double Sm90Experts::prefill_us(int64_t num_tokens, int64_t top_k) const {
+  // The steps around the GEMMs do not overlap: 15 us, and two more of quantisation.
+  const double steps_us = activations_ == ActivationFormat::kNone ? 15 : 28;
+  const int num_sms = device_facts(device_).num_sms;
+  const GroupedGemmConfig config = select_config(num_tokens, top_k);
+  const Work work = work_of(num_tokens, top_k);
+  const auto us = [&](const Sm90Matrices& m, const GroupedGemmWork& w) {
+    const double read_us =
+        w.experts * static_cast<double>(m.rows.expert_bytes) / (kPrefillReadGbps * 1e3);
+    if (!in_fragment_order(m.rows)) {
+      return std::max(read_us,
+                      grouped_gemm_clocks(config, w, num_sms) / gemm_cost::kMatrixClock * 1e6);
+    }
+    const int token_bytes = element_bits(operand_format(activations_)) / 8;
+    return std::max(read_us,
+                    fp4_prefill_us(config,
+                                   {.order = m.rows.fragments.order,
+                                    .experts = w.experts,
+                                    .rows_per_expert = w.rows_per_expert,
+                                    .weight_rows = m.rows.num_rows,
+                                    .token_row_bytes = int64_t{m.rows.num_cols} * token_bytes},
+                                   num_sms));
+  };
+  return steps_us + us(gate_up_, work.gate_up) + us(down_, work.down);
 }
 
 void Sm90Experts::prepare(Sm90Matrices& matrices, const PackedMatrices& packed) const {

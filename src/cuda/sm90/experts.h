@@ -77,6 +77,9 @@ class Sm90Experts final : public TunedExperts {
 
   /// Whether a batch goes through the decode kernels.
   bool is_decode(int64_t num_tokens, int64_t top_k) const;
+  /// Expected time on either path, less what both have.
+  double decode_us(int64_t num_tokens, int64_t top_k) const;
+  double prefill_us(int64_t num_tokens, int64_t top_k) const;
 
   // The steps, in order.
   Batch sort(const RunExpertsArgs& args, int64_t begin, int64_t num_tokens,

@@ -1,8 +1,8 @@
 #include "cuda/sm90/fp4_prefill.h"
 
 #include <algorithm>
-#include <cmath>
 
+#include "core/fp4_prefill_cost.h"
 #include "cuda/sm90/fp4_prefill_kernels.h"
 #include "cuda/sm90/tensor_map.h"
 #include "switchyard/error.h"
@@ -70,17 +70,9 @@ std::vector<GroupedGemmConfig> fp4_prefill_configs(FragmentOrder order) {
 }
 
 GroupedGemmConfig select_fp4_prefill_config(FragmentOrder order, double rows_per_expert) {
-  // Time of a tile in rows: multiplying takes time per row; converting, which three warpgroups hide
-  // only in part, once. H200, clocks of a stage at 64, 96 and 128 rows: E4M3 846, 968, 1079; bf16
-  // 1516 and 1830 at 96 and 128.
-  const double convert_rows = order == FragmentOrder::kFp8 ? 168 : 59;
-  const double deviation = std::sqrt(std::max(rows_per_expert, 1.0));
   const auto cost = [&](const GroupedGemmConfig& c) {
-    double tiles = 0;  // expected per expert, its rows being about normal
-    for (int begin = 0; begin < rows_per_expert + 4 * deviation; begin += c.block_m) {
-      tiles += 0.5 * std::erfc((begin - rows_per_expert) / (deviation * std::sqrt(2.0)));
-    }
-    return tiles * (c.block_m + convert_rows);
+    return expected_row_tiles(rows_per_expert, c.block_m) *
+           fp4_prefill_cost::stage_clocks(order, c.block_m);
   };
   const std::vector<GroupedGemmConfig> configs = fp4_prefill_configs(order);
   return *std::min_element(configs.begin(), configs.end(),

@@ -1,0 +1,44 @@
+#pragma once
+// How long the prefill GEMM for 4-bit weights takes under a config.
+
+#include <cmath>
+
+#include "core/cost_model.h"
+#include "core/fragment_layout.h"
+#include "core/grouped_gemm_config.h"
+
+namespace switchyard {
+
+/// One GEMM over a batch: `experts` that have rows, about `rows_per_expert` each.
+struct Fp4PrefillWork {
+  FragmentOrder order = FragmentOrder::kFp8;
+  double experts = 0, rows_per_expert = 0;
+  int64_t weight_rows = 0;
+  int64_t token_row_bytes = 0;  ///< K, as the matrix unit reads it
+};
+
+namespace fp4_prefill_cost {
+
+// H200: whole layers of R1 EP8, R1 TP8 and gpt-oss-120b at T = 8 .. 128 (tiles of 32 rows), and
+// clocks of a stage (128 bytes of K) at 64, 96 and 128 rows: E4M3 846, 968, 1079; bf16 1516 and
+// 1830 at 96 and 128.
+inline constexpr double kClock = 1.755e9;
+inline constexpr double kTileClocks = 1250;
+/// Multiplying takes time per row; converting, which three warpgroups hide only in part, once.
+inline double stage_clocks(FragmentOrder order, double rows) {
+  return order == FragmentOrder::kFp8 ? 3.64 * (rows + 168) : 12.6 * (rows + 18);
+}
+
+}  // namespace fp4_prefill_cost
+
+/// Microseconds of the GEMM on num_sms SMs.
+inline double fp4_prefill_us(const GroupedGemmConfig& c, const Fp4PrefillWork& w, int num_sms) {
+  const double tiles = w.experts * expected_row_tiles(w.rows_per_expert, c.block_m) *
+                       std::ceil(static_cast<double>(w.weight_rows) / c.block_n);
+  const double stages = std::ceil(static_cast<double>(w.token_row_bytes) / kGemmBlockBytes);
+  const double clocks =
+      stages * fp4_prefill_cost::stage_clocks(w.order, c.block_m) + fp4_prefill_cost::kTileClocks;
+  return tiles * clocks / num_sms / fp4_prefill_cost::kClock * 1e6;
+}
+
+}  // namespace switchyard

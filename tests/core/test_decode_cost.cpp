@@ -1,0 +1,124 @@
+// The costs that choose between decode and prefill kernels: they follow what was measured, and the
+// choice falls where it should.
+
+#include <gtest/gtest.h>
+
+#include "core/cost_model.h"
+#include "core/decode_cost.h"
+#include "core/fp4_prefill_cost.h"
+
+namespace switchyard {
+namespace {
+
+struct Shape {
+  int64_t experts, top_k, inner, hidden;
+};
+constexpr Shape kR1Ep8{32, 8, 2048, 7168}, kR1Tp8{256, 8, 256, 7168}, kGptOss{128, 4, 2880, 2880};
+constexpr int kSms = 132;
+
+double rows_per_expert(const Shape& s, int64_t tokens) {
+  return static_cast<double>(tokens * s.top_k) /
+         expected_distinct_experts(s.experts, s.top_k, tokens);
+}
+
+/// Both GEMMs of a layer. bits: of a weight, scales included.
+double decode_us(const Shape& s, int64_t tokens, DecodeLoop loop, double bits) {
+  const int token_bytes = loop == DecodeLoop::kFp4ToBf16 || loop == DecodeLoop::kBf16 ? 2 : 1;
+  const auto gemm = [&](int64_t rows, int64_t cols) {
+    return decode_gemm_us({.experts = expected_distinct_experts(s.experts, s.top_k, tokens),
+                           .rows_per_expert = rows_per_expert(s, tokens),
+                           .unit_size = decode_unit_size(tokens, s.top_k, s.experts),
+                           .weight_rows = rows,
+                           .token_row_bytes = cols * token_bytes,
+                           .expert_bytes = static_cast<double>(rows * cols) * bits / 8},
+                          loop, kSms);
+  };
+  return gemm(2 * s.inner, s.hidden) + gemm(s.hidden, s.inner);
+}
+
+double prefill_us(const Shape& s, int64_t tokens, FragmentOrder order, int tile_rows) {
+  const int token_bytes = order == FragmentOrder::kFp8 ? 1 : 2;
+  const auto gemm = [&](int64_t rows, int64_t cols) {
+    return fp4_prefill_us({.block_m = tile_rows, .block_n = 192, .num_stages = 4},
+                          {.order = order,
+                           .experts = expected_distinct_experts(s.experts, s.top_k, tokens),
+                           .rows_per_expert = rows_per_expert(s, tokens),
+                           .weight_rows = rows,
+                           .token_row_bytes = cols * token_bytes},
+                          kSms);
+  };
+  return gemm(2 * s.inner, s.hidden) + gemm(s.hidden, s.inner);
+}
+
+TEST(RowTiles, FollowsTheMeanAndItsScatter) {
+  EXPECT_DOUBLE_EQ(expected_row_tiles(1, 64), 1);
+  EXPECT_NEAR(expected_row_tiles(16, 64), 1, 1e-6);
+  EXPECT_NEAR(expected_row_tiles(32, 32), 1.5, 0.05) << "half of the experts have more";
+  EXPECT_NEAR(expected_row_tiles(1000, 100), 10.5, 0.1);
+  double last = 0;
+  for (double mean = 0; mean < 500; mean += 0.5) {
+    const double tiles = expected_row_tiles(mean, 48);
+    EXPECT_GE(tiles, last) << mean;
+    EXPECT_GE(tiles * 48, mean) << "holds its rows";
+    last = tiles;
+  }
+}
+
+TEST(DecodeCost, FollowsTheMeasuredLayers) {
+  struct Measured {
+    Shape shape;
+    int64_t tokens;
+    DecodeLoop loop;
+    double bits, us;  // us: less 45 of routing, quantisation and combine
+  };
+  const Measured measured[] = {{kR1Ep8, 8, DecodeLoop::kFp4ToFp8, 4.25, 201},
+                               {kR1Ep8, 16, DecodeLoop::kFp4ToFp8, 4.25, 324},
+                               {kR1Ep8, 64, DecodeLoop::kFp4ToFp8, 4.25, 458},
+                               {kR1Tp8, 32, DecodeLoop::kFp4ToFp8, 4.25, 184},
+                               {kR1Tp8, 64, DecodeLoop::kFp4ToFp8, 4.25, 256},
+                               {kR1Tp8, 128, DecodeLoop::kFp4ToFp8, 4.25, 590},
+                               {kGptOss, 64, DecodeLoop::kFp4ToFp8, 4.25, 475},
+                               {kR1Ep8, 8, DecodeLoop::kFp4ToBf16, 4.25, 246},
+                               {kR1Ep8, 64, DecodeLoop::kFp4ToBf16, 4.25, 485},
+                               {kGptOss, 64, DecodeLoop::kFp4ToBf16, 4.25, 562},
+                               {kR1Ep8, 64, DecodeLoop::kBytes, 8, 404},
+                               {kR1Tp8, 64, DecodeLoop::kBytes, 8, 331},
+                               {kR1Tp8, 128, DecodeLoop::kBytes, 8, 485},
+                               {kR1Ep8, 64, DecodeLoop::kBf16, 16, 691}};
+  for (const Measured& m : measured) {
+    EXPECT_NEAR(decode_us(m.shape, m.tokens, m.loop, m.bits) / m.us, 1, 0.15)
+        << "experts " << m.shape.experts << " T " << m.tokens << " bits " << m.bits;
+  }
+}
+
+TEST(DecodeCost, NeverBelowTheRead) {
+  for (const Shape& s : {kR1Ep8, kR1Tp8, kGptOss}) {
+    for (const int64_t tokens : {1, 8, 64, 128}) {
+      const double bytes = expected_distinct_experts(s.experts, s.top_k, tokens) * 3 *
+                           static_cast<double>(s.inner * s.hidden) * 4.25 / 8;
+      EXPECT_GE(decode_us(s, tokens, DecodeLoop::kFp4ToFp8, 4.25), bytes / 4.7e6);
+    }
+  }
+}
+
+TEST(Fp4PrefillCost, FollowsTheMeasuredLayers) {
+  struct Measured {
+    Shape shape;
+    int64_t tokens;
+    FragmentOrder order;
+    int tile_rows;
+    double us;  // us: less 74 (bf16: 60) of the steps around
+  };
+  const Measured measured[] = {{kR1Ep8, 64, FragmentOrder::kFp8, 32, 192},
+                               {kR1Tp8, 64, FragmentOrder::kFp8, 32, 215},
+                               {kGptOss, 64, FragmentOrder::kFp8, 32, 384},
+                               {kR1Ep8, 64, FragmentOrder::kBf16, 32, 332},
+                               {kGptOss, 64, FragmentOrder::kBf16, 32, 615}};
+  for (const Measured& m : measured) {
+    EXPECT_NEAR(prefill_us(m.shape, m.tokens, m.order, m.tile_rows) / m.us, 1, 0.15)
+        << "experts " << m.shape.experts << " order " << static_cast<int>(m.order);
+  }
+}
+
+}  // namespace
+}  // namespace switchyard
