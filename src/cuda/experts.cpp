@@ -374,7 +374,19 @@ void CudaExperts::dense(const ops::DenseArgs& args, Workspace workspace, Stream 
 
 void CudaExperts::plan(int64_t num_tokens, int64_t top_k, const MachineLimits& limits,
                        Plan& plan) const {
-  if (tuned_) return tuned_->plan(num_tokens, top_k, limits, plan);
+  if (tuned_) {
+    const size_t begin = plan.steps.size();
+    tuned_->plan(num_tokens, top_k, limits, plan);
+    for (size_t i = begin; i < plan.steps.size(); ++i) {
+      PlanStep& step = plan.steps[i];
+      const PackedMatrices* weights = step.step == "gate_up" ? &gate_up_
+                                      : step.step == "down"  ? &down_
+                                                             : nullptr;
+      const std::string spread = weights == nullptr ? "" : to_string(weights->spread());
+      if (!spread.empty()) step.why += "; " + spread;
+    }
+    return;
+  }
   const double touched = expected_distinct_experts(spec_.num_experts, top_k, num_tokens) /
                          static_cast<double>(spec_.num_experts);
   const auto pairs = static_cast<double>(num_tokens * top_k);

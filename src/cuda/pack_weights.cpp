@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <numeric>
 
 #include "core/number_formats.h"
 #include "core/scale_layout.h"
@@ -270,6 +271,24 @@ void PackedMatrices::finish(const char* name) {
   throw Error(ErrorCode::kInvalidArgument,
               fmt::format("{} has {} scales that are not a number; weights must be finite", name,
                           spread_.not_numbers));
+}
+
+std::string to_string(const ScaleSpread& spread) {
+  const auto count = [&](int begin, int end) {
+    return std::accumulate(spread.rows + begin, spread.rows + end, 0.0);
+  };
+  const double all = count(0, ScaleSpread::kBins);
+  std::string text;
+  for (int begin = 0; begin < ScaleSpread::kBins; begin += 4) {
+    const double share = count(begin, begin + 4);
+    if (share == 0) continue;
+    const bool last = begin + 4 == ScaleSpread::kBins;  // holds everything above as well
+    text += fmt::format("{}{}{} {}in {:.3g} %{}", text.empty() ? "row scales " : ", ", begin,
+                        last ? "+" : fmt::format("-{}", begin + 3),
+                        text.empty() ? "binades apart " : "", 100 * share / all,
+                        text.empty() ? " of rows" : "");
+  }
+  return text;
 }
 
 }  // namespace switchyard::cuda

@@ -2,6 +2,7 @@
 // Weights of a layer or of one matrix, from the checkpoint's host views to the generic kernels'
 // layout on the device.
 
+#include <string>
 #include <vector>
 
 #include "cuda/device_buffer.h"
@@ -53,5 +54,8 @@ class PackedMatrices {
   ScaleSpread spread_{};
   std::vector<char> staging_;
 };
+
+/// "row scales 0-3 binades apart in 98.1 % of rows, 4-7 in 1.9 %"; empty when no row was counted.
+std::string to_string(const ScaleSpread& spread);
 
 }  // namespace switchyard::cuda

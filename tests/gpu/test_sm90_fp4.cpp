@@ -199,6 +199,17 @@ TEST(GpuFragments, WideRowsAreCountedAndKept) {
   }
 }
 
+TEST(GpuFragments, SpreadIsToldInBinsOfFourBinades) {
+  cuda::ScaleSpread spread{};
+  EXPECT_EQ(to_string(spread), "");
+  spread.rows[0] = 970;
+  spread.rows[3] = 11;
+  spread.rows[4] = 15;
+  spread.rows[15] = 4;
+  EXPECT_EQ(to_string(spread),
+            "row scales 0-3 binades apart in 98.1 % of rows, 4-7 in 1.5 %, 12+ in 0.4 %");
+}
+
 TEST(GpuFragments, ScalesThatAreNotNumbersAreRefused) {
   std::mt19937 random(3);
   for (const auto& [format, group, nan] :
