@@ -34,7 +34,7 @@ class Problem {
  public:
   Problem(const Kernels& kernels, const Case& c, int64_t num_rows, int64_t bytes)
       : layout_(panel_layout(c.values, c.scales, false, c.scale_cols, kCols)),
-        row_layout_(row_layout(layout_, c.rows)),
+        row_layout_(row_layout(layout_, c.rows, kernels.word_rows)),
         num_panels_(std::max<int64_t>(1, bytes / layout_.panel_bytes)),
         panels_(num_panels_ * layout_.panel_bytes),
         rows_(static_cast<size_t>(num_rows * row_layout_.row_bytes)),

@@ -21,7 +21,7 @@ float decode(Format format, uint8_t code) {
 
 }  // namespace
 
-RowLayout row_layout(const PanelLayout& weights, RowValues values) {
+RowLayout row_layout(const PanelLayout& weights, RowValues values, bool words) {
   RowLayout layout{.values = values, .num_blocks = weights.num_blocks};
   const int64_t cols = int64_t{weights.num_blocks} * kBlockCols;
   if (values != RowValues::kInt8) {
@@ -38,6 +38,10 @@ RowLayout row_layout(const PanelLayout& weights, RowValues values) {
   layout.corrections_offset = layout.scales_offset + int64_t{weights.num_blocks} * 4;
   const int64_t corrections = int64_t{weights.num_blocks} * (layout.half_blocks ? 2 : 1);
   layout.row_bytes = align_up<int64_t>(layout.corrections_offset + corrections * 4, kLineBytes);
+  if (words && weights.values == PanelValues::kInt8) {
+    layout.words_offset = layout.row_bytes;
+    layout.row_bytes += cols * 2;
+  }
   return layout;
 }
 

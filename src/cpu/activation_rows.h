@@ -10,7 +10,8 @@
 
 namespace switchyard::cpu {
 
-RowLayout row_layout(const PanelLayout& weights, RowValues values);
+/// `words`: the integers stand there as words too, where the weights are int8.
+RowLayout row_layout(const PanelLayout& weights, RowValues values, bool words = false);
 /// 16-bit values with the two of each pair swapped; an even number of them. In place if need be.
 void swap_pairs(const uint8_t* from, int64_t count, uint8_t* to);
 

@@ -2,7 +2,7 @@
 // AVX2 + FMA + F16C as the operations the kernel templates use. Internal linkage throughout, so
 // that no instruction of this level leaks into code for another.
 
-#include "cpu/isa_common.h"
+#include "cpu/isa_dot.h"
 
 namespace switchyard::cpu {
 namespace {
@@ -21,6 +21,7 @@ struct Avx2 {
   static constexpr bool kSumsInMemory = true;  // 16 registers: f32 sums of int tiles live in L1
   static constexpr int kTileRowsFloat = 5;
   static constexpr int kTileRowsScaled = 3;  // a chain beside each sum
+  static constexpr bool kDecodesBesideProducts = false;
 
   SWITCHYARD_INLINE F zero() { return _mm256_setzero_ps(); }
   SWITCHYARD_INLINE F set(float x) { return _mm256_set1_ps(x); }
@@ -31,6 +32,8 @@ struct Avx2 {
   SWITCHYARD_INLINE F mul(F a, F b) { return _mm256_mul_ps(a, b); }
   SWITCHYARD_INLINE F div(F a, F b) { return _mm256_div_ps(a, b); }
   SWITCHYARD_INLINE F fma(F a, F b, F c) { return _mm256_fmadd_ps(a, b, c); }
+  /// a * p[0] + c.
+  SWITCHYARD_INLINE F fma_at(F a, const float* p, F c) { return fma(a, set(*p), c); }
   /// The second operand wins when one is NaN.
   SWITCHYARD_INLINE F min(F a, F b) { return _mm256_min_ps(a, b); }
   SWITCHYARD_INLINE F max(F a, F b) { return _mm256_max_ps(a, b); }
@@ -151,55 +154,12 @@ struct Avx2 {
             _mm256_sub_epi16(_mm256_srli_epi16(bytes, 8), offset)};
   }
 
-  /// Exact sums of products per dword, over a block.
-  /// Narrow: the sums with their correction fit 16 bits, so VPMADDUBSW and wrapping adds are exact:
-  /// 379 Gop/s on one Zen 4 core, without loads. Wide: 16 * high nibble + low nibble, 189. Words:
-  /// VPMADDWD, 189 too, but with fewer loads and instructions around it.
+  /// Words, and bytes (unsigned times signed), of which neighbours' products are added.
+  SWITCHYARD_INLINE I multiply_add_words(I a, I b) { return _mm256_madd_epi16(a, b); }
+  SWITCHYARD_INLINE I multiply_add_bytes(I a, I b) { return _mm256_maddubs_epi16(a, b); }
+  SWITCHYARD_INLINE I add_words(I a, I b) { return _mm256_add_epi16(a, b); }
   template <IntBytes kBytes>
-  struct Dot {
-    static constexpr bool kWide = kBytes == IntBytes::kWide;
-    static constexpr bool kWords = kBytes == IntBytes::kWords;
-    struct Acc {
-      I low, high;
-    };
-    struct Weight {
-      I low, high;
-    };
-    SWITCHYARD_INLINE Weight weight(I bytes) {
-      if (!kWide) return {bytes, bytes};
-      const I nibble = _mm256_set1_epi8(15);
-      return {_mm256_and_si256(bytes, nibble),
-              _mm256_and_si256(_mm256_srli_epi16(bytes, 4), nibble)};
-    }
-    SWITCHYARD_INLINE I activation(const int8_t* four) {
-      int32_t dword;
-      __builtin_memcpy(&dword, four, 4);
-      return _mm256_set1_epi32(dword);
-    }
-    SWITCHYARD_INLINE Acc start(I correction) {
-      const I zero = _mm256_setzero_si256();
-      return {kBytes == IntBytes::kNarrow ? correction : zero, kWide ? correction : zero};
-    }
-    SWITCHYARD_INLINE void step(Acc& acc, const Weight& w, I a) {
-      if (kWords) {
-        acc.low = keep(_mm256_add_epi32(acc.low, _mm256_madd_epi16(w.low, a)));
-        return;
-      }
-      acc.low = keep(_mm256_add_epi16(acc.low, _mm256_maddubs_epi16(w.low, a)));
-      if (kWide) acc.high = keep(_mm256_add_epi16(acc.high, _mm256_maddubs_epi16(w.high, a)));
-    }
-    /// g++ would gather the sums of a block at its end and spill the products meanwhile.
-    SWITCHYARD_INLINE I keep(I sum) {
-      asm("" : "+x"(sum));
-      return sum;
-    }
-    SWITCHYARD_INLINE I result(const Acc& acc) {
-      if (kWords) return acc.low;
-      const I low = _mm256_madd_epi16(acc.low, _mm256_set1_epi16(1));
-      if (!kWide) return low;
-      return _mm256_add_epi32(low, _mm256_madd_epi16(acc.high, _mm256_set1_epi16(16)));
-    }
-  };
+  using Dot = MultiplyAddDot<Avx2, kBytes>;
 };
 
 }  // namespace

@@ -14,6 +14,11 @@ struct Avx512Bf16 : Avx512Vnni {
   SWITCHYARD_INLINE F fma_pairs(I a, I b, F c) {
     return _mm512_dpbf16_ps(c, reinterpret_cast<__m512bh>(a), reinterpret_cast<__m512bh>(b));
   }
+  /// The same with the pair at p (see fma_at).
+  SWITCHYARD_INLINE F fma_pairs_at(I a, const int32_t* p, F c) {
+    asm("vdpbf16ps %2%{1to16%}, %1, %0" : "+v"(c) : "v"(a), "m"(*p));
+    return c;
+  }
 };
 
 }  // namespace

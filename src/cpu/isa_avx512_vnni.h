@@ -13,21 +13,11 @@ struct Avx512Vnni : Avx512 {
 
   static constexpr bool kWordCorrections = false;
   SWITCHYARD_INLINE I times_zeros(I zeros, I correction) {
-    return _mm512_madd_epi16(zeros, correction);
+    return multiply_add_words(zeros, correction);
   }
+  SWITCHYARD_INLINE I dot_bytes(I sum, I w, I a) { return _mm512_dpbusd_epi32(sum, w, a); }
   template <IntBytes>
-  struct Dot {
-    using Acc = I;
-    SWITCHYARD_INLINE I weight(I bytes) { return bytes; }
-    SWITCHYARD_INLINE I activation(const int8_t* four) {
-      int32_t dword;
-      __builtin_memcpy(&dword, four, 4);
-      return _mm512_set1_epi32(dword);
-    }
-    SWITCHYARD_INLINE Acc start(I correction) { return correction; }
-    SWITCHYARD_INLINE void step(Acc& acc, I w, I a) { acc = _mm512_dpbusd_epi32(acc, w, a); }
-    SWITCHYARD_INLINE I result(Acc acc) { return acc; }
-  };
+  using Dot = VnniDot<Avx512Vnni>;
 };
 
 }  // namespace

@@ -11,10 +11,13 @@
 namespace switchyard::cpu {
 namespace {
 
-/// bf16 of E2M1 codes, and of 0..15 less 8.
+/// bf16 of E2M1 codes, of 0..15, and of 0..15 less 8.
 alignas(32) constexpr uint16_t kFp4Bf16[16] = {0x0000, 0x3f00, 0x3f80, 0x3fc0, 0x4000, 0x4040,
                                                0x4080, 0x40c0, 0x8000, 0xbf00, 0xbf80, 0xbfc0,
                                                0xc000, 0xc040, 0xc080, 0xc0c0};
+alignas(32) constexpr uint16_t kNibbleBf16[16] = {0x0000, 0x3f80, 0x4000, 0x4040, 0x4080, 0x40a0,
+                                                  0x40c0, 0x40e0, 0x4100, 0x4110, 0x4120, 0x4130,
+                                                  0x4140, 0x4150, 0x4160, 0x4170};
 alignas(32) constexpr uint16_t kInt4Bf16[16] = {0xc100, 0xc0e0, 0xc0c0, 0xc0a0, 0xc080, 0xc040,
                                                 0xc000, 0xbf80, 0x0000, 0x3f80, 0x4000, 0x4040,
                                                 0x4080, 0x40a0, 0x40c0, 0x40e0};

@@ -14,6 +14,7 @@ constexpr Kernels kTable{
     .tile_rows_int = Isa::kTileRowsInt,
     .tile_rows_float = Isa::kTileRowsFloat,
     .bf16_rows = Isa::kPairProducts,
+    .word_rows = Isa::kWordCorrections,
     .multiply = &multiply<Isa>,
     .activate = &activate<Isa>,
     .combine = &combine<Isa>,

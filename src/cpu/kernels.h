@@ -40,6 +40,7 @@ struct RowLayout {
   int32_t offset = 0;
   int64_t scales_offset = 0;
   int64_t corrections_offset = 0;
+  int64_t words_offset = 0;  ///< of the integers as words (widen_block); 0: there are none
   int64_t row_bytes = 0;
 
   bool integer() const { return values == RowValues::kInt8; }
@@ -101,6 +102,7 @@ struct Kernels {
   int tile_rows_int = 0;  ///< rows of the register tile, for the plan
   int tile_rows_float = 0;
   bool bf16_rows = false;  ///< multiply takes them; the bits are those of f32 rows
+  bool word_rows = false;  ///< multiply reads the words of integer rows that meet int8 weights
   void (*multiply)(const MultiplyJob& job) = nullptr;
   void (*activate)(const ActivateJob& job) = nullptr;
   void (*combine)(const CombineJob& job) = nullptr;

@@ -36,13 +36,14 @@ class LoadedExpert {
 };
 
 PackedStage make_stage(const WeightMatrix& matrix, int num_matrices, bool has_bias,
-                       int64_t num_experts, ActivationFormat format) {
+                       int64_t num_experts, ActivationFormat format, const Kernels& kernels) {
   PackedStage stage;
   const bool wants_integer = format == ActivationFormat::kInt8Block32;
   stage.packing = choose_packing(matrix, wants_integer);
   stage.activation_format = format;
   const bool integer = wants_integer && has_integer_kernels(stage.packing.layout);
-  stage.rows = row_layout(stage.packing.layout, integer ? RowValues::kInt8 : RowValues::kF32);
+  stage.rows = row_layout(stage.packing.layout, integer ? RowValues::kInt8 : RowValues::kF32,
+                          kernels.word_rows);
   stage.num_outputs = matrix.rows;
   stage.num_inputs = matrix.cols;
   stage.num_panels = ceil_div<int64_t>(matrix.rows, kPanelRows);
@@ -95,11 +96,13 @@ class ExpertPacker {
   void choose_stages(const ExpertWeights& first) {
     const LayerSpec& spec = panels_.spec;
     const ActivationFormat format = resolved_activation_format(spec, BackendKind::kCpu);
+    const Kernels& kernels = *panels_.kernels;
     const bool gated = spec.activation.gated();
     const bool gate_up_bias = !first.up_bias.empty() || !first.gate_bias.empty();
     panels_.gate_up =
-        make_stage(first.up, gated ? 2 : 1, gate_up_bias, panels_.num_experts, format);
-    panels_.down = make_stage(first.down, 1, !first.down_bias.empty(), panels_.num_experts, format);
+        make_stage(first.up, gated ? 2 : 1, gate_up_bias, panels_.num_experts, format, kernels);
+    panels_.down =
+        make_stage(first.down, 1, !first.down_bias.empty(), panels_.num_experts, format, kernels);
   }
 
   /// Packs one more expert. False when there is none left, or packing failed.

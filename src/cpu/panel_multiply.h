@@ -76,6 +76,22 @@ struct Prefetch {
   }
 };
 
+/// Blocks [first, first + count) of a slab, as far as it has them.
+SWITCHYARD_INLINE Slab blocks_of(Slab slab, PanelValues values, int first, int count) {
+  const int64_t bytes = int64_t{first} * values_block_bytes(values);
+  const int scales = first * kPanelRows * (slab.half_scales ? 2 : 1);
+  slab.values += bytes;
+  slab.scales += scales;
+  slab.zeros += first * kPanelRows;
+  slab.first_block += first;
+  slab.num_blocks = slab.num_blocks - first < count ? slab.num_blocks - first : count;
+  slab.ahead += bytes;
+  slab.beyond += bytes;
+  slab.switch_at -= first;
+  slab.header += int64_t{first} * slab.header_lines * kLineBytes;
+  return slab;
+}
+
 // ---- Integer path ----
 
 /// fp4 codes doubled and moved to 0..24, so that they are unsigned; the row's correction takes 12
@@ -269,7 +285,7 @@ SWITCHYARD_INLINE void load_weights(const uint8_t* block, const int32_t* zeros, 
                                     typename Isa::F* out) {
   constexpr int kColumns = columns_per_load(kValues);
   load_columns<Isa, kValues>(block, vec, load, out);
-  if constexpr (kValues == PanelValues::kInt4 || kValues == PanelValues::kInt8) {
+  if constexpr (has_zeros(kValues)) {
     const typename Isa::F zero = Isa::to_float(Isa::load_int(zeros + vec * Isa::kLanes));
 #pragma GCC unroll 4
     for (int c = 0; c < kColumns; ++c) out[c] = Isa::sub(out[c], zero);
@@ -298,10 +314,9 @@ struct FloatProducts {
     for (int c = 0; c < kColumns; ++c) {
 #pragma GCC unroll 16
       for (int r = 0; r < kRows; ++r) {
-        const F x =
-            Isa::set(reinterpret_cast<const float*>(rows[r] + row_offset)[step * kColumns + c]);
+        const float* x = reinterpret_cast<const float*>(rows[r] + row_offset) + step * kColumns + c;
 #pragma GCC unroll 4
-        for (int v = 0; v < kVecs; ++v) sums[r][v] = Isa::fma(weights[v][c], x, sums[r][v]);
+        for (int v = 0; v < kVecs; ++v) sums[r][v] = Isa::fma_at(weights[v][c], x, sums[r][v]);
       }
     }
   }
@@ -338,10 +353,12 @@ struct PairProducts {
     for (int p = 0; p < kPairs; ++p) {
 #pragma GCC unroll 16
       for (int r = 0; r < kRows; ++r) {
-        const I x =
-            Isa::set_int(reinterpret_cast<const int32_t*>(rows[r] + row_offset)[step * kPairs + p]);
+        const int32_t* x =
+            reinterpret_cast<const int32_t*>(rows[r] + row_offset) + step * kPairs + p;
 #pragma GCC unroll 4
-        for (int v = 0; v < kVecs; ++v) sums[r][v] = Isa::fma_pairs(weights[v][p], x, sums[r][v]);
+        for (int v = 0; v < kVecs; ++v) {
+          sums[r][v] = Isa::fma_pairs_at(weights[v][p], x, sums[r][v]);
+        }
       }
     }
   }
@@ -419,11 +436,12 @@ template <class Isa, class Products, bool kScaled, int kVecs, int kRows>
   }
 }
 
-/// Blocks of any format as unscaled f32, in the layout of kF32.
-template <class Isa, PanelValues kValues>
+/// Blocks of any format as kTo, unscaled: f32, or pairs of bf16.
+template <class Isa, PanelValues kValues, PanelValues kTo>
 static void decode_floats(const Slab& slab, uint8_t* out) {
   constexpr int kColumns = columns_per_load(kValues);
-  for (int b = 0; b < slab.num_blocks; ++b) {
+  constexpr int kUnitColumns = columns_per_load(kTo);
+  for (int b = 0; b < slab.num_blocks; ++b, out += values_block_bytes(kTo)) {
     const uint8_t* block = slab.values + int64_t{b} * values_block_bytes(kValues);
     const auto prefetch = Prefetch<kValues>::of(slab, b, true);
 #pragma GCC unroll 8
@@ -433,40 +451,18 @@ static void decode_floats(const Slab& slab, uint8_t* out) {
         typename Isa::F weights[kColumns];
         load_weights<Isa, kValues>(block, slab.zeros + b * kPanelRows, v, load, weights);
 #pragma GCC unroll 4
-        for (int c = 0; c < kColumns; ++c) {
-          const uint8_t* at = unit_address<Isa, PanelValues::kF32>(out, v, load * kColumns + c);
-          Isa::store_int(const_cast<uint8_t*>(at), Isa::as_int(weights[c]));
+        for (int c = 0; c < kColumns; c += kUnitColumns) {
+          auto unit = Isa::as_int(weights[c]);
+          if constexpr (kTo == PanelValues::kBf16) {  // the lower halves are zero
+            const auto lower = Isa::template shift_right<16>(Isa::as_int(weights[c + 1]));
+            unit = Isa::bit_or(unit, lower);
+          }
+          const int64_t at =
+              unit_address<Isa, kTo>(out, v, (load * kColumns + c) / kUnitColumns) - out;
+          Isa::store_int(out + at, unit);
         }
       }
     }
-    out += values_block_bytes(PanelValues::kF32);
-  }
-}
-
-/// Blocks of any format as pairs of bf16, unscaled, in the layout of kBf16.
-template <class Isa, PanelValues kValues>
-static void decode_pairs(const Slab& slab, uint8_t* out) {
-  constexpr int kColumns = columns_per_load(kValues);
-  for (int b = 0; b < slab.num_blocks; ++b) {
-    const uint8_t* block = slab.values + int64_t{b} * values_block_bytes(kValues);
-    const auto prefetch = Prefetch<kValues>::of(slab, b, true);
-#pragma GCC unroll 8
-    for (int load = 0; load < kBlockCols / kColumns; ++load) {
-      Prefetch<kValues>::step(prefetch, load, kBlockCols / kColumns);
-      for (int v = 0; v < kPanelRows / Isa::kLanes; ++v) {
-        typename Isa::F weights[kColumns];
-        load_weights<Isa, kValues>(block, slab.zeros + b * kPanelRows, v, load, weights);
-#pragma GCC unroll 2
-        for (int c = 0; c < kColumns; c += 2) {
-          // Their lower halves are zero.
-          const auto lower = Isa::template shift_right<16>(Isa::as_int(weights[c + 1]));
-          const int unit = (load * kColumns + c) / 2;
-          const uint8_t* at = unit_address<Isa, PanelValues::kBf16>(out, v, unit);
-          Isa::store_int(const_cast<uint8_t*>(at), Isa::bit_or(Isa::as_int(weights[c]), lower));
-        }
-      }
-    }
-    out += values_block_bytes(PanelValues::kBf16);
   }
 }
 
@@ -500,7 +496,8 @@ static void int_rows(const MultiplyJob& job, const Slab& slab, bool fresh) {
   constexpr int kTileVectors = kWords                      ? Isa::kTileVectorsWords
                                : kBytes == IntBytes::kWide ? Isa::kTileVectorsWide
                                                            : Isa::kTileVectors;
-  alignas(64) int8_t words[kWords ? kTileRows : 1][kSlabBlocks * kBlockCols * 2];
+  constexpr int kRowBytes = IntBlock<Isa, kValues, kBytes>::kRowBytes;
+  const int64_t values_offset = kWords ? job.row_layout->words_offset : 0;
   for (int begin = 0, count; begin < job.num_rows; begin += count) {
     count = tile_rows(job.num_rows - begin, kTileRows);
     IntRowPointers rows[kTileRows];
@@ -508,13 +505,7 @@ static void int_rows(const MultiplyJob& job, const Slab& slab, bool fresh) {
     for (int r = 0; r < count; ++r) {
       const uint8_t* row = row_at(job, begin + r);
       const int64_t block = slab.first_block;
-      rows[r].values = reinterpret_cast<const int8_t*>(row) + block * kBlockCols;
-      if constexpr (kWords) {
-        for (int b = 0; b < slab.num_blocks; ++b) {
-          widen_block(rows[r].values + b * kBlockCols, words[r] + b * kBlockCols * 2);
-        }
-        rows[r].values = words[r];
-      }
+      rows[r].values = reinterpret_cast<const int8_t*>(row) + values_offset + block * kRowBytes;
       rows[r].scales = reinterpret_cast<const float*>(row + job.row_layout->scales_offset) + block;
       rows[r].corrections =
           reinterpret_cast<const int32_t*>(row + job.row_layout->corrections_offset) +
@@ -552,29 +543,38 @@ static void float_rows(const MultiplyJob& job, const Slab& slab, bool fresh) {
   }
 }
 
-/// Up to so many tiles, decoding in registers again for each is faster than writing the decoded
-/// slab to scratch and reading it back (Zen 4, MXFP4, 12 rows: 342 against 287 Gop/s).
+/// Without VPDPBUSD, up to so many tiles decode in registers; more share a decoded slab (AVX-512,
+/// MXFP4: 16 rows 272 and 270, 64 rows 272 and 301 Gop/s).
 constexpr int kMaxDirectTiles = 3;
+
+/// Blocks of int8 weights that are words at a time: 16 KiB, half of L1, which every tile of rows
+/// reads anew (AVX2, 64 rows: 160 Gop/s; 32 blocks 151).
+constexpr int kWordBlocks = 8;
 
 template <class Isa, PanelValues kValues, bool kHalf, bool kZeros>
 static void int_slab(const MultiplyJob& job, Slab slab, bool fresh) {
   using enum IntBytes;
   constexpr bool kInt8 = kValues == PanelValues::kInt8;
   constexpr int kDirectTiles = kInt8 ? 1 : kMaxDirectTiles;
-  // VPDPBUSD takes int8 weights as they are.
-  constexpr bool kDecodes = !kInt8 || Isa::kWordCorrections;
+  // VPDPBUSD takes int8 weights as they are, and leaves pipes idle that decode nibbles again for
+  // every tile (Zen 4, MXFP4, 64 rows: 367 Gop/s; through a decoded slab 349).
+  constexpr bool kDecodes = Isa::kWordCorrections;
   if (!kDecodes || job.num_rows <= kDirectTiles * Isa::kTileRowsInt) {
     return int_rows < Isa, kValues, kInt8 ? kWide : kNarrow, kHalf, kZeros > (job, slab, fresh);
   }
-  if constexpr (kDecodes) {
-    if constexpr (kInt8) {
-      widen_weights<Isa>(slab, job.scratch->decoded);
-    } else {
-      decode_bytes<Isa, kValues>(slab, job.scratch->decoded);
+  if constexpr (kDecodes && kInt8) {
+    for (int first = 0; first < slab.num_blocks; first += kWordBlocks) {
+      Slab part = blocks_of(slab, kValues, first, kWordBlocks);
+      widen_weights<Isa>(part, job.scratch->decoded);
+      part.values = job.scratch->decoded;
+      part.ahead = nullptr;
+      int_rows<Isa, PanelValues::kInt8, kWords, kHalf, kZeros>(job, part, fresh && first == 0);
     }
+  } else if constexpr (kDecodes) {
+    decode_bytes<Isa, kValues>(slab, job.scratch->decoded);
     slab.values = job.scratch->decoded;
     slab.ahead = nullptr;
-    int_rows<Isa, PanelValues::kInt8, kInt8 ? kWords : kNarrow, kHalf, kZeros>(job, slab, fresh);
+    int_rows<Isa, PanelValues::kInt8, kNarrow, kHalf, kZeros>(job, slab, fresh);
   }
 }
 
@@ -583,10 +583,10 @@ static void float_slab(const MultiplyJob& job, Slab slab, bool fresh) {
   constexpr bool kScaled = has_scales(kValues);
   constexpr int kTileRows = kScaled ? Isa::kTileRowsScaled : Isa::kTileRowsFloat;
   constexpr bool kCheap = kValues == PanelValues::kF32 || kValues == PanelValues::kBf16;
-  if (kCheap || job.num_rows <= kTileRows) {
+  if (kCheap || Isa::kDecodesBesideProducts || job.num_rows <= kTileRows) {
     float_rows<Isa, FloatProducts<Isa, kValues>, kScaled, kTileRows>(job, slab, fresh);
-  } else {
-    decode_floats<Isa, kValues>(slab, job.scratch->decoded);
+  } else if constexpr (!kCheap && !Isa::kDecodesBesideProducts) {
+    decode_floats<Isa, kValues, PanelValues::kF32>(slab, job.scratch->decoded);
     slab.values = job.scratch->decoded;
     slab.ahead = nullptr;
     float_rows<Isa, FloatProducts<Isa, PanelValues::kF32>, kScaled, kTileRows>(job, slab, fresh);
@@ -599,12 +599,12 @@ static void pair_slab(const MultiplyJob& job, Slab slab, bool fresh) {
   constexpr int kTileRows = kScaled ? Isa::kTileRowsScaled : Isa::kTileRowsFloat;
   constexpr bool kStored = kValues == PanelValues::kBf16;
   if constexpr (multiplies_pairs(kValues)) {
-    if (kStored || (!job.layout->zero_points && job.num_rows <= kMaxDirectTiles * kTileRows)) {
+    if (kStored || !job.layout->zero_points) {
       return float_rows<Isa, PairProducts<Isa, kValues>, kScaled, kTileRows>(job, slab, fresh);
     }
   }
   if constexpr (!kStored) {
-    decode_pairs<Isa, kValues>(slab, job.scratch->decoded);
+    decode_floats<Isa, kValues, PanelValues::kBf16>(slab, job.scratch->decoded);
     slab.values = job.scratch->decoded;
     slab.ahead = nullptr;
     float_rows<Isa, PairProducts<Isa, PanelValues::kBf16>, kScaled, kTileRows>(job, slab, fresh);
@@ -692,7 +692,7 @@ static void multiply(const MultiplyJob& job) {
     aim_prefetch(job, slab);
     if (has_scales(layout.values)) {
       expand_scales<Isa>(layout, job.panel, first, slab.num_blocks, factor, job.scratch->scales);
-      if (layout.zero_points || !integer) {
+      if (layout.zero_points || (!integer && has_zeros(layout.values))) {
         expand_zeros<Isa>(layout, job.panel, first, slab.num_blocks,
                           layout.values == PanelValues::kInt8 ? 128 : 8, integer,
                           job.scratch->zeros);

@@ -32,6 +32,11 @@ constexpr bool has_scales(PanelValues values) {
   return values != PanelValues::kF32 && values != PanelValues::kF16 && values != PanelValues::kBf16;
 }
 
+/// Whether stored codes exceed their values by a zero point.
+constexpr bool has_zeros(PanelValues values) {
+  return values == PanelValues::kInt4 || values == PanelValues::kInt8;
+}
+
 /// Pairs of bf16, the first in the upper half, as f32.
 template <class Isa>
 SWITCHYARD_INLINE void split_pairs(typename Isa::I pairs, typename Isa::F* out) {
@@ -137,10 +142,14 @@ static void expand_zeros(const PanelLayout& layout, const uint8_t* panel, int fi
   for (int b = 0; b < count; ++b) {
     const int index = (first + b) * kBlockCols / layout.scale_cols;
     const uint8_t* stored = panel + layout.zeros_offset + index * kPanelRows;
-    for (int row = 0; row < kPanelRows; ++row) {
-      const int zero = layout.zero_points ? stored[row] : absent;
-      const int word = -zero & 0xffff;
-      *out++ = !negated ? zero : Isa::kWordCorrections ? word | -zero << 16 : word;
+    for (int row = 0; row < kPanelRows; row += Isa::kLanes, out += Isa::kLanes) {
+      auto zero = layout.zero_points ? Isa::load_bytes(stored + row) : Isa::set_int(absent);
+      if (negated) {
+        const auto minus = Isa::sub_int(Isa::set_int(0), zero);
+        zero = Isa::bit_and(minus, Isa::set_int(0xffff));
+        if (Isa::kWordCorrections) zero = Isa::bit_or(zero, Isa::template shift_left<16>(minus));
+      }
+      Isa::store_int(out, zero);
     }
   }
 }

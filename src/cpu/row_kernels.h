@@ -262,6 +262,10 @@ static void quantize_blocks(const float* input, const RowLayout& layout, int32_t
       if (!finite) q = Isa::set_int(0);
       Isa::store_bytes(values + i, q);
     }
+    if (layout.words_offset != 0) {
+      widen_block(values, reinterpret_cast<int8_t*>(row) + layout.words_offset +
+                              int64_t{first_block + b} * kBlockCols * 2);
+    }
     const ByteSums first = sum_bytes(values), second = sum_bytes(values + kBlockCols / 2);
     if (layout.half_blocks) {
       corrections[2 * b] = correction<Isa>(layout.offset, first.first, first.second);
