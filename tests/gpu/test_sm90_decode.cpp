@@ -65,7 +65,10 @@ std::vector<Recipe> recipes() {
           {Format::kInt8, ActivationFormat::kInt8PerToken, {1, 0}},
           {Format::kInt8, ActivationFormat::kInt8PerSlot, {1, 0}},
           {Format::kMxfp4, ActivationFormat::kNone, {1, 32}},
-          {Format::kMxfp4, ActivationFormat::kFp8PerToken, {1, 32}}};
+          {Format::kMxfp4, ActivationFormat::kFp8PerToken, {1, 32}},
+          {Format::kNvfp4, ActivationFormat::kNone, {1, 16}},
+          {Format::kInt4, ActivationFormat::kNone, {1, 32}},
+          {Format::kInt4, ActivationFormat::kNone, {1, 128}}};
 }
 LayerSpec spec_of(const Recipe& r, int64_t experts, int64_t top_k, int64_t hidden, int64_t inner) {
   return {.num_experts = experts,
@@ -79,6 +82,7 @@ LayerSpec spec_of(const Recipe& r, int64_t experts, int64_t top_k, int64_t hidde
 test::WeightsOptions options_of(const Recipe& r, bool biases = false) {
   test::WeightsOptions options{.matrix = test::usual_matrix(r.format), .biases = biases};
   options.matrix.smooth_scales = r.activations == ActivationFormat::kInt8PerSlot;
+  if (r.format == Format::kInt4) options.matrix.scale_type = DataType::kBf16;
   return options;
 }
 
@@ -192,6 +196,25 @@ TEST(Sm90Decode, EveryFormatAgainstTheReference) {
       for (const int64_t tokens : {1, 8, hidden > 1000 ? 17 : 64}) {
         expect_reference(experts, *subject.reference, subject.spec, tokens, Routing::kUniform);
       }
+    }
+  }
+}
+
+/// Formats without a kernel for many rows go through this one in passes.
+TEST(Sm90Decode, PassesOverManyTokens) {
+  for (const Recipe& r : recipes()) {
+    if (r.format != Format::kInt4 && r.format != Format::kNvfp4) continue;
+    const LayerSpec spec = spec_of(r, 6, 3, 256, 128);
+    const test::RandomWeights weights(spec, options_of(r));
+    const auto reference = reference_backend().pack_experts(spec, weights.weights().experts, {});
+    const auto tuned = test::gpu().pack_experts(spec, weights.weights().experts, {});
+    Plan plan;
+    tuned->plan(300, spec.top_k, {}, plan);
+    EXPECT_NE(plan.explain().find("3 passes"), std::string::npos) << plan.explain();
+    const Packed packed = pack(spec, weights);
+    const DecodeExperts experts(spec, packed.gate_up, packed.down, 0);
+    for (const int64_t t : {129, 300}) {
+      expect_reference(experts, *reference, spec, t, Routing::kSomeSkipped);
     }
   }
 }

@@ -204,10 +204,9 @@ DecodeExperts::Places DecodeExperts::places(int64_t num_tokens, int64_t top_k) c
 int64_t DecodeExperts::workspace_bytes(int64_t max_tokens, int64_t top_k) const {
   // Fewer tokens can have more bytes of lists: their tiles are smaller.
   int64_t bytes = 0;
-  for (int64_t t = 1; t < std::min(max_tokens, kDecodeMaxTokens); t *= 2) {
-    bytes = std::max(bytes, places(t, top_k).bytes);
-  }
-  return std::max(bytes, places(std::min(max_tokens, kDecodeMaxTokens), top_k).bytes);
+  const int64_t most = std::min(max_tokens, decode_pass_tokens(top_k, spec_.num_experts));
+  for (int64_t t = 1; t < most; t *= 2) bytes = std::max(bytes, places(t, top_k).bytes);
+  return std::max(bytes, places(most, top_k).bytes);
 }
 
 DecodeArgs DecodeExperts::sort_batch(const Batch& batch) const {
@@ -356,8 +355,10 @@ void DecodeExperts::multiply(const Matrix& matrix, const DecodeArgs& args, Strea
 
 void DecodeExperts::run(const RunExpertsArgs& args, Workspace workspace, Stream stream) const {
   const int64_t num_tokens = args.hidden_states.extent(0);
-  for (int64_t begin = 0; begin < num_tokens; begin += kDecodeMaxTokens) {
-    const int64_t count = std::min(kDecodeMaxTokens, num_tokens - begin);
+  const int64_t top_k = args.topk_ids.empty() ? 1 : args.topk_ids.extent(1);
+  const int64_t pass = decode_pass_tokens(top_k, spec_.num_experts);
+  for (int64_t begin = 0; begin < num_tokens; begin += pass) {
+    const int64_t count = std::min(pass, num_tokens - begin);
     Batch batch{.args = {.hidden_states = rows_of(args.hidden_states, begin, count),
                          .topk_ids = rows_of(args.topk_ids, begin, count),
                          .topk_weights = rows_of(args.topk_weights, begin, count),
@@ -426,7 +427,9 @@ void DecodeExperts::run_batch(const Batch& batch) const {
 
 void DecodeExperts::plan(int64_t num_tokens, int64_t top_k, const MachineLimits& limits,
                          Plan& plan) const {
-  const double touched = expected_distinct_experts(spec_.num_experts, top_k, num_tokens) /
+  const int64_t pass = std::min(num_tokens, decode_pass_tokens(top_k, spec_.num_experts));
+  const auto passes = static_cast<double>(ceil_div(num_tokens, std::max<int64_t>(pass, 1)));
+  const double touched = passes * expected_distinct_experts(spec_.num_experts, top_k, pass) /
                          static_cast<double>(spec_.num_experts);
   const auto pairs = static_cast<double>(num_tokens * top_k);
   const auto width = static_cast<double>(spec_.expert_width());
@@ -442,10 +445,11 @@ void DecodeExperts::plan(int64_t num_tokens, int64_t top_k, const MachineLimits&
                           .flops = flops,
                           .predicted_us = predict_us(bytes, flops, limits.read_gbps, gflops)});
   };
-  const int32_t unit = decode_unit_size(num_tokens, top_k, spec_.num_experts);
+  const int32_t unit = decode_unit_size(pass, top_k, spec_.num_experts);
   const std::string kernel = fmt::format("sm90_decode_{}", unit);
   const std::string why =
-      fmt::format("weights streamed once in equal shares of all SMs, tiles of {} tokens", unit);
+      fmt::format("weights streamed in equal shares of all SMs, {:.0f} pass{}, tiles of {} tokens",
+                  passes, passes == 1 ? "" : "es", unit);
   const double matrices = spec_.activation.gated() ? 2 : 1;
   add("sort", "sort_one_shot", "few pairs: every block ranks them all and writes its share",
       pairs * 16, 0);

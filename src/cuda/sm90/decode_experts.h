@@ -26,7 +26,7 @@ class DecodeExperts {
   const char* why_unsupported(DataType hidden_states) const;
   int64_t workspace_bytes(int64_t max_tokens, int64_t top_k) const;
   void plan(int64_t num_tokens, int64_t top_k, const MachineLimits& limits, Plan& plan) const;
-  /// Any number of tokens, kDecodeMaxTokens at a time; with topk_ids or without.
+  /// Any number of tokens, decode_pass_tokens() at a time; with topk_ids or without.
   void run(const RunExpertsArgs& args, Workspace workspace, Stream stream) const;
 
  private:

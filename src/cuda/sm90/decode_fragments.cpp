@@ -8,7 +8,9 @@ DecodeFragmentArgs decode_fragment_args(const PackedMatrices& packed) {
   const WeightRows& w = packed.rows();
   DecodeFragmentArgs args{.blocks = static_cast<const char*>(w.rows.values),
                           .expert_bytes = w.expert_bytes,
-                          .col_blocks = w.fragments.col_blocks};
+                          .col_blocks = w.fragments.col_blocks,
+                          .format = w.rows.format,
+                          .scale_cols = w.fragments.scale_cols};
   for (int spread = kMaxAddedSteps + 1; spread < ScaleSpread::kBins; ++spread) {
     args.deep = args.deep || packed.spread().rows[spread] > 0;
   }
@@ -17,8 +19,13 @@ DecodeFragmentArgs decode_fragment_args(const PackedMatrices& packed) {
 
 void decode_fragments(FragmentOrder order, const DecodeFragmentArgs& weights,
                       const DecodeArgs& args, int num_ctas, Stream stream) {
-  order == FragmentOrder::kFp8 ? decode_mxfp4_fp8(weights, args, num_ctas, stream)
-                               : decode_mxfp4_bf16(weights, args, num_ctas, stream);
+  const auto launch = [&](auto decode) { decode(weights, args, num_ctas, stream); };
+  if (order == FragmentOrder::kFp8) return launch(decode_mxfp4_fp8);
+  switch (weights.format) {
+    case Format::kInt4: return launch(weights.scale_cols == 32 ? decode_int4_g32 : decode_int4_g64);
+    case Format::kNvfp4: return launch(decode_nvfp4_bf16);
+    default: return launch(decode_mxfp4_bf16);
+  }
 }
 
 }  // namespace switchyard::cuda::sm90

@@ -13,6 +13,8 @@ struct DecodeFragmentArgs {
   int64_t expert_bytes = 0;
   int32_t col_blocks = 0;
   bool deep = false;  ///< scales of a row spread over more than kMaxAddedSteps
+  Format format = Format::kMxfp4;
+  int32_t scale_cols = 32;  ///< columns of a block that share a scale
 };
 
 /// Steps of step_blocks; the chunks are the same whatever the steps.
@@ -31,5 +33,11 @@ void decode_mxfp4_bf16(const DecodeFragmentArgs& weights, const DecodeArgs& args
                        Stream stream);
 void decode_mxfp4_fp8(const DecodeFragmentArgs& weights, const DecodeArgs& args, int num_ctas,
                       Stream stream);
+void decode_nvfp4_bf16(const DecodeFragmentArgs& weights, const DecodeArgs& args, int num_ctas,
+                       Stream stream);
+void decode_int4_g32(const DecodeFragmentArgs& weights, const DecodeArgs& args, int num_ctas,
+                     Stream stream);
+void decode_int4_g64(const DecodeFragmentArgs& weights, const DecodeArgs& args, int num_ctas,
+                     Stream stream);
 
 }  // namespace switchyard::cuda::sm90

@@ -100,18 +100,33 @@ const char* why_unsupported_matrices(const PackedMatrices& packed, ActivationFor
 
 }  // namespace
 
-const char* Sm90Experts::why_unsupported(const LayerSpec& spec, const PackedMatrices& gate_up,
-                                         const PackedMatrices& down) {
+namespace {
+
+/// Why there are no kernels for many rows per expert, or null.
+const char* why_no_prefill(const LayerSpec& spec, const PackedMatrices& gate_up,
+                           const PackedMatrices& down) {
   const ActivationFormat activations = resolved_activation_format(spec, BackendKind::kCuda);
   const char* why = why_unsupported_matrices(gate_up, activations);
   return why != nullptr ? why : why_unsupported_matrices(down, activations);
+}
+
+}  // namespace
+
+const char* Sm90Experts::why_unsupported(const LayerSpec& spec, const PackedMatrices& gate_up,
+                                         const PackedMatrices& down) {
+  const char* why = why_no_prefill(spec, gate_up, down);
+  // In passes over all weights, decode kernels still beat the generic ones at any batch.
+  const bool decodes = in_fragment_order(gate_up.rows()) &&
+                       DecodeExperts::why_unsupported(spec, gate_up, down).empty();
+  return decodes ? nullptr : why;
 }
 
 Sm90Experts::Sm90Experts(const LayerSpec& spec, const PackedMatrices& gate_up,
                          const PackedMatrices& down, int device)
     : spec_(spec),
       activations_(resolved_activation_format(spec, BackendKind::kCuda)),
-      device_(device) {
+      device_(device),
+      has_prefill_(why_no_prefill(spec, gate_up, down) == nullptr) {
   prepare(gate_up_, gate_up);
   prepare(down_, down);
   if (DecodeExperts::why_unsupported(spec, gate_up, down).empty()) {
@@ -120,6 +135,7 @@ Sm90Experts::Sm90Experts(const LayerSpec& spec, const PackedMatrices& gate_up,
 }
 
 bool Sm90Experts::is_decode(int64_t num_tokens, int64_t top_k) const {
+  if (!has_prefill_) return true;
   return decode_ && num_tokens <= kDecodeMaxTokens &&
          decode_us(num_tokens, top_k) <= prefill_us(num_tokens, top_k);
 }
@@ -268,8 +284,11 @@ Sm90Workspace Sm90Experts::layout(int64_t max_tokens, int64_t top_k) const {
 }
 
 int64_t Sm90Experts::workspace_bytes(int64_t max_tokens, int64_t top_k) const {
+  if (!has_prefill_) return decode_->workspace_bytes(max_tokens, top_k);
   const int64_t bytes = layout(max_tokens, top_k).bytes;
-  return decode_ ? std::max(bytes, decode_->workspace_bytes(max_tokens, top_k)) : bytes;
+  if (!decode_) return bytes;
+  return std::max(bytes,
+                  decode_->workspace_bytes(std::min(max_tokens, kDecodeMaxTokens), top_k));
 }
 
 Sm90Experts::Batch Sm90Experts::sort(const RunExpertsArgs& args, int64_t begin, int64_t num_tokens,

@@ -101,6 +101,7 @@ class Sm90Experts final : public TunedExperts {
   int device_;
   Sm90Matrices gate_up_, down_;
   std::optional<DecodeExperts> decode_;
+  bool has_prefill_;  ///< else any batch goes through decode_
 };
 
 }  // namespace switchyard::cuda::sm90
