@@ -46,6 +46,17 @@ struct DecodeSchedule {
   int32_t row_blocks = 0;  ///< of an expert's matrix
   int32_t num_chunks = 0;  ///< of K
   int32_t num_lanes = 0;
+  /// Units of a lane, and lanes with one unit more, which come first. Divided once: a kernel begins
+  /// with this.
+  int32_t share = 0, longer = 0;
+
+  SWITCHYARD_HOST_DEVICE constexpr DecodeSchedule(int32_t blocks, int32_t rows, int32_t chunks,
+                                                  int32_t lanes)
+      : num_blocks(blocks), row_blocks(rows), num_chunks(chunks), num_lanes(lanes) {
+    if (num_units() == 0) return;
+    share = num_units() / used_lanes();
+    longer = num_units() - share * used_lanes();
+  }
 
   SWITCHYARD_HOST_DEVICE constexpr int32_t num_units() const {
     return num_blocks * row_blocks * num_chunks;
@@ -55,20 +66,15 @@ struct DecodeSchedule {
     return num_lanes < num_units() ? num_lanes : num_units();
   }
   /// First unit of a lane, and end of the one before; lanes past the used ones begin at the end.
-  /// 32-bit division only, few of them: a kernel begins with this.
   SWITCHYARD_HOST_DEVICE constexpr int32_t begin(int32_t lane) const {
-    const int32_t units = num_units();
-    const int32_t lanes = used_lanes();
-    if (lane >= lanes) return units;
-    const int32_t share = units / lanes;
-    const int32_t longer = units - share * lanes;  // lanes with one unit more come first
+    if (lane >= used_lanes()) return num_units();
     return lane * share + (lane < longer ? lane : longer);
   }
   SWITCHYARD_HOST_DEVICE constexpr int32_t lane_of(int32_t unit) const {
-    const int32_t share = num_units() / used_lanes();
-    const int32_t longer = num_units() - share * used_lanes();
     const int32_t before = longer * (share + 1);  // units of the longer lanes
-    return unit < before ? unit / (share + 1) : longer + (unit - before) / share;
+    const bool in_longer = unit < before;
+    const int32_t lanes = (in_longer ? unit : unit - before) / (in_longer ? share + 1 : share);
+    return in_longer ? lanes : longer + lanes;
   }
   SWITCHYARD_HOST_DEVICE constexpr DecodeOwners owners(const DecodeRun& run) const {
     const int32_t first = (run.block * row_blocks + run.row_block) * num_chunks;
@@ -122,7 +128,7 @@ struct DecodeSteps {
 
 /// One lane's walk over the stages of its ring, as producer and consumer both take it.
 struct DecodeWalk {
-  DecodeSchedule schedule{};
+  DecodeSchedule schedule;
   DecodeSteps steps{};
   int32_t unit = 0, end = 0;
   int32_t block = 0, row_block = 0, chunk = 0, step = 0;

@@ -1,5 +1,6 @@
 // Weighted sum over the K slots of a token, in slot order, f32. One thread owns a few columns of
-// one token and has the loads of four slots in flight.
+// one token and has the loads of several slots in flight: all of them where tokens are few, so that
+// it waits once.
 
 #include "core/math.h"
 #include "cuda/combine.h"
@@ -10,54 +11,71 @@ namespace switchyard::cuda {
 namespace {
 
 constexpr int kThreads = 128;
-constexpr int kSlotsInFlight = 4;
+constexpr int64_t kFewTokens = 64;
 
-/// Adds slots k .. k + 3 of `token`. All loads of a kind come before the first use of one; slots
-/// past the last repeat it, unused.
-template <bool kAligned>
-__device__ void add_slots(const CombineJob& job, int64_t token, int k, int64_t column,
-                          float (&sum)[kVector]) {
-  int64_t pair[kSlotsInFlight];
-  float weight[kSlotsInFlight];
-  bool used[kSlotsInFlight];
-  RawVector raw[kSlotsInFlight];
+/// Consecutive slots of a token; those past the last repeat it, unused.
+template <int kSlots>
+struct Slots {
+  int64_t pair[kSlots];
+  int32_t id[kSlots];
+
+  __device__ Slots(const CombineJob& job, int64_t token, int k) {
 #pragma unroll
-  for (int i = 0; i < kSlotsInFlight; ++i) {
-    pair[i] = token * job.top_k + min(k + i, job.top_k - 1);
-    weight[i] = job.topk_weights == nullptr ? 1.0f : job.topk_weights[pair[i]];
-    const int32_t id = job.topk_ids == nullptr ? 0 : job.topk_ids[pair[i]];
-    used[i] = k + i < job.top_k && id >= 0 && (job.topk_ids == nullptr || id < job.num_experts);
-    if (used[i] && job.expert_mask != nullptr) used[i] = job.expert_mask[id] != 0;
+    for (int i = 0; i < kSlots; ++i) {
+      pair[i] = token * job.top_k + min(k + i, job.top_k - 1);
+      id[i] = job.topk_ids == nullptr ? 0 : job.topk_ids[pair[i]];
+      if (k + i >= job.top_k) id[i] = -1;
+    }
+  }
+  __device__ bool used(const CombineJob& job, int i) const {
+    if (id[i] < 0 || (job.topk_ids != nullptr && id[i] >= job.num_experts)) return false;
+    return job.expert_mask == nullptr || job.expert_mask[id[i]] != 0;
+  }
+};
+
+/// All loads of a kind come before the first use of one.
+template <bool kAligned, int kSlots>
+__device__ void add_slots(const CombineJob& job, const Slots<kSlots>& slots, int64_t column,
+                          float (&sum)[kVector]) {
+  float weight[kSlots];
+  bool used[kSlots];
+  RawVector raw[kSlots];
+#pragma unroll
+  for (int i = 0; i < kSlots; ++i) {
+    weight[i] = job.topk_weights == nullptr ? 1.0f : job.topk_weights[slots.pair[i]];
+    used[i] = slots.used(job, i);
   }
 #pragma unroll
-  for (int i = 0; i < kSlotsInFlight; ++i) {
+  for (int i = 0; i < kSlots; ++i) {
     if (kAligned && used[i]) {
-      raw[i] = load_raw(job.expert_output, job.input_type, pair[i] * job.width + column);
+      raw[i] = load_raw(job.expert_output, job.input_type, slots.pair[i] * job.width + column);
     }
   }
   float value[kVector];
 #pragma unroll
-  for (int i = 0; i < kSlotsInFlight; ++i) {
+  for (int i = 0; i < kSlots; ++i) {
     if (!used[i]) continue;
     if constexpr (kAligned) {
       unpack(raw[i], job.input_type, value);
     } else {
-      load_vector(job.expert_output, job.input_type, pair[i] * job.width + column,
-                  (pair[i] + 1) * job.width, false, value);
+      load_vector(job.expert_output, job.input_type, slots.pair[i] * job.width + column,
+                  (slots.pair[i] + 1) * job.width, false, value);
     }
 #pragma unroll
     for (int j = 0; j < kVector; ++j) sum[j] = fmaf(weight[i], value[j], sum[j]);
   }
 }
 
-template <bool kAligned>
+template <bool kAligned, int kSlots>
 __global__ void __launch_bounds__(kThreads)
-    combine_kernel(const CombineJob job, unsigned column_blocks) {
-  wait_for_previous_kernel();
-  let_next_kernel_start();
+    combine_kernel(const __grid_constant__ CombineJob job, unsigned column_blocks) {
   const int64_t token = blockIdx.x / column_blocks;
   const int64_t column =
       (static_cast<int64_t>(blockIdx.x % column_blocks) * kThreads + threadIdx.x) * kVector;
+  if (!job.ids_ready) wait_for_previous_kernel();
+  Slots<kSlots> slots(job, token, 0);
+  if (job.ids_ready) wait_for_previous_kernel();
+  let_next_kernel_start();
   if (column >= job.width || token >= job.tokens.value()) return;
   float sum[kVector] = {};
   const int64_t end = (token + 1) * job.width;
@@ -70,8 +88,10 @@ __global__ void __launch_bounds__(kThreads)
 #pragma unroll
     for (int j = 0; j < kVector; ++j) sum[j] = sum[j] + value[j];
   }
-  for (int k = 0; k < job.top_k; k += kSlotsInFlight) {
-    add_slots<kAligned>(job, token, k, column, sum);
+  for (int k = 0;;) {
+    add_slots<kAligned>(job, slots, column, sum);
+    if ((k += kSlots) >= job.top_k) break;
+    slots = Slots<kSlots>(job, token, k);
   }
   store_vector(job.output, job.output_type, token * job.width + column, end, kAligned, sum);
 }
@@ -86,7 +106,10 @@ void combine(const CombineJob& job, Stream stream) {
       (job.addend == nullptr || vectors_aligned(job.addend, job.width, job.addend_type)) &&
       (job.residual == nullptr || vectors_aligned(job.residual, job.width, job.residual_type));
   const auto columns = static_cast<unsigned>(ceil_div<int64_t>(job.width, kThreads * kVector));
-  launch(aligned ? combine_kernel<true> : combine_kernel<false>,
+  const bool few = job.tokens.limit <= kFewTokens;
+  launch(!aligned ? combine_kernel<false, 4>
+         : few    ? combine_kernel<true, 8>
+                  : combine_kernel<true, 4>,
          {.grid = dim3(static_cast<unsigned>(job.tokens.limit) * columns),
           .block = kThreads,
           .overlap_previous = can_overlap()},

@@ -6,7 +6,10 @@
 #include <string>
 
 #include "core/activation_format.h"
+#include "core/block_quantize.h"
+#include "core/math.h"
 #include "cuda/sm90/decode_experts.h"
+#include "cuda/sm90/decode_launchers.h"
 #include "cuda/sm90/fp4_experts.h"
 #include "gpu/device_tensor.h"
 #include "support/compare.h"
@@ -87,7 +90,7 @@ test::WeightsOptions options_of(const Recipe& r, bool biases = false) {
 }
 
 /// How the tokens choose.
-enum class Routing { kUniform, kAllTheSame, kOneHot, kSomeSkipped, kNone };
+enum class Routing { kUniform, kAllTheSame, kOneHot, kSomeSkipped, kAllSkipped, kNone };
 
 struct Call {
   Buffer hidden, ids, weights;
@@ -104,6 +107,7 @@ Call make_call(const LayerSpec& spec, int64_t num_tokens, Routing routing) {
     if (routing == Routing::kAllTheSame) ids[i] = static_cast<int32_t>(spec.num_experts - 1 - slot);
     if (routing == Routing::kOneHot && slot == 0) ids[i] = 0;
     if (routing == Routing::kOneHot && slot > 0 && ids[i] == 0) ids[i] = -1;
+    if (routing == Routing::kAllSkipped) ids[i] = -1;
     if (routing == Routing::kSomeSkipped && i % 5 == 0) ids[i] = i % 2 == 0 ? -1 : 9999;
   }
   return call;
@@ -261,6 +265,77 @@ TEST(Sm90Decode, ActivationsWeightPositionsBiasesAndOutputs) {
         for (const int64_t routed : {0, 1, 11}) {
           expect_reference(experts, *subject.reference, spec, 12, Routing::kUniform, DataType::kF32,
                            false, routed);
+        }
+      }
+    }
+  }
+}
+
+TEST(Sm90Decode, EveryFewTokens) {
+  for (const Recipe& recipe : {recipes()[1], recipes()[3], recipes()[8]}) {
+    const Subject subject(spec_of(recipe, 12, 3, 400, 208), options_of(recipe, true));
+    const DecodeExperts experts = subject.experts();
+    for (int64_t tokens = 1; tokens <= 17; ++tokens) {
+      expect_reference(experts, *subject.reference, subject.spec, tokens, Routing::kUniform,
+                       DataType::kBf16, tokens % 2 == 0);
+    }
+    for (const auto routing : {Routing::kSomeSkipped, Routing::kAllSkipped}) {
+      for (const int64_t tokens : {1, 6, 16}) {
+        for (const int64_t routed : {int64_t{-1}, tokens / 2}) {
+          expect_reference(experts, *subject.reference, subject.spec, tokens, routing,
+                           DataType::kF32, true, routed);
+        }
+      }
+    }
+  }
+}
+
+TEST(Sm90Decode, RoundedRowsHaveTheBitsOfTheDefinition) {
+  struct Case {
+    Format format;
+    int64_t group, columns;
+  };
+  for (const Case& c : {Case{Format::kFp8E4m3, 0, 7168},
+                        {Format::kFp8E4m3, 0, 16},
+                        {Format::kFp8E4m3, 128, 720},
+                        {Format::kInt8, 0, 2880},
+                        {Format::kInt8, 0, 20480}}) {
+    for (const DataType type : {DataType::kBf16, DataType::kF16, DataType::kF32}) {
+      constexpr int64_t kRows = 5, kUsed = 4;
+      Random random(static_cast<uint64_t>(c.columns));
+      const Buffer input = Buffer::normal(random, type, {kRows, c.columns});
+      const int64_t groups = c.group == 0 ? 1 : ceil_div(c.columns, c.group);
+      const DeviceTensor from(input), used(Buffer::of(DataType::kI32, {1}, {kUsed}));
+      const DeviceTensor codes(Buffer(DataType::kU8, {kRows, c.columns}));
+      const DeviceTensor scales(Buffer(DataType::kF32, {kRows, groups}));
+      cuda::sm90::decode_quantize(
+          {.to = {.codes = codes.view().as<uint8_t>(),
+                  .row_bytes = c.columns,
+                  .scales = scales.view().as<float>(),
+                  .num_columns = static_cast<int32_t>(c.columns),
+                  .group_columns = static_cast<int32_t>(c.group),
+                  .format = c.format},
+           .from = from.view().data,
+           .type = type,
+           .rows = {.limit = kRows, .on_device = used.view().as<const int32_t>()}},
+          {});
+      const Buffer got = codes.fetch(), got_scales = scales.fetch();
+      EXPECT_TRUE(got.untouched(kUsed * c.columns, got.size()));
+      for (int64_t row = 0; row < kUsed; ++row) {
+        for (int64_t group = 0; group < groups; ++group) {
+          const int64_t begin = row * c.columns + group * c.group;
+          const int64_t end =
+              c.group == 0 ? begin + c.columns : std::min(begin + c.group, (row + 1) * c.columns);
+          uint32_t largest = 0;
+          for (int64_t i = begin; i < end; ++i) {
+            largest = std::max(largest, f32_bits(static_cast<float>(input.at(i))) & 0x7fffffffu);
+          }
+          const BlockScale scale = block_scale({.format = c.format}, largest);
+          ASSERT_EQ(got_scales.at(row * groups + group), static_cast<double>(scale.stored));
+          for (int64_t i = begin; i < end; ++i) {
+            const float value = quantizer_input(static_cast<float>(input.at(i)), 1.0f);
+            ASSERT_EQ(got.as<uint8_t>()[i], quantize_value(c.format, value, scale)) << i;
+          }
         }
       }
     }

@@ -5,20 +5,11 @@
 #include <cstdint>
 
 #include "core/decode_schedule.h"
+#include "cuda/sm90/round_rows.h"
 #include "switchyard/layer_spec.h"
 #include "switchyard/tensor.h"
 
 namespace switchyard::cuda::sm90 {
-
-/// Rows rounded to E4M3 or INT8, for the GEMM that reads them.
-struct RoundedRows {
-  uint8_t* codes = nullptr;  ///< [rows], or null: no rounding
-  int64_t row_bytes = 0;
-  float* scales = nullptr;  ///< [rows][groups]
-  int32_t num_columns = 0;
-  int32_t group_columns = 0;  ///< that share a scale; 0: the whole row
-  Format format = Format::kFp8E4m3;
-};
 
 struct DecodeArgs {
   // Sorted rows (ops::SortArgs); a block of unit_size of them is one tile.

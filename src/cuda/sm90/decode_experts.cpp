@@ -13,6 +13,7 @@
 #include "cuda/quantize.h"
 #include "cuda/route_sort.h"
 #include "cuda/sm90/decode_launchers.h"
+#include "cuda/sm90/route_sort.h"
 
 namespace switchyard::cuda::sm90 {
 namespace {
@@ -226,11 +227,16 @@ DecodeArgs DecodeExperts::sort_batch(const Batch& batch) const {
               .num_valid_ids = p.num_valid_ids.in<int32_t>(batch.workspace),
               .zeroed = p.counters.in(batch.workspace),
               .zeroed_bytes = p.counters.bytes};
+  const RoundJob round = round_job(batch);
+  bool lists_ready = false;
   if (batch.single_expert()) {
-    decode_single_expert(job, batch.stream);
+    decode_single_expert(job, round, batch.stream);
+  } else if (batch.args.route != nullptr) {
+    route_sort(route_job(batch.args.route->spec, batch.args.route->args), job, round, batch.stream);
   } else {
-    route_and_sort(batch.args.route, job, p.sort_scratch.in(batch.workspace), device_,
-                   batch.stream);
+    route_and_sort(nullptr, job, p.sort_scratch.in(batch.workspace), device_, batch.stream);
+    lists_ready = round.from != nullptr;
+    if (lists_ready) decode_quantize(round, batch.stream);
   }
   return {.sorted_ids = job.sorted_ids,
           .sorted_expert_ids = job.sorted_expert_ids,
@@ -238,6 +244,7 @@ DecodeArgs DecodeExperts::sort_batch(const Batch& batch) const {
           .unit_size = p.unit_size,
           .top_k = job.top_k,
           .num_tokens = static_cast<int32_t>(batch.num_tokens()),
+          .lists_ready = lists_ready,
           .partials = p.partials.in<uint32_t>(batch.workspace),
           .counters = p.counters.in<uint32_t>(batch.workspace)};
 }
@@ -285,17 +292,23 @@ void DecodeExperts::set_tokens(const Batch& batch, DecodeArgs& args) const {
   args.token_row_bytes = cols * element_bytes(input.type);
   args.token_bytes = static_cast<int32_t>(args.token_row_bytes);
   if (!quantised()) return;
-  const RoundedRows codes = rounded_rows(cols, batch.places.token_codes.in(batch.workspace),
-                                         batch.places.token_scales.in(batch.workspace));
+  const RoundedRows codes = rounded_tokens(batch);
   set_codes(codes, args);
   args.tokens_per_pair = gate_up_.packed->has_smooth_scales();
   args.token_scale_groups = scale_groups(cols);
-  args.lists_ready = activations_ == ActivationFormat::kFp8Block128;
-  if (args.lists_ready) {
-    decode_quantize(codes, input.data, input.type, batch.tokens(), batch.stream);
-  } else {
-    quantize_input(batch, input, gate_up_, codes, false, args);
-  }
+  if (!rounds_tokens()) quantize_input(batch, input, gate_up_, codes, false, args);
+}
+
+RoundedRows DecodeExperts::rounded_tokens(const Batch& batch) const {
+  return rounded_rows(spec_.expert_width(), batch.places.token_codes.in(batch.workspace),
+                      batch.places.token_scales.in(batch.workspace));
+}
+
+RoundJob DecodeExperts::round_job(const Batch& batch) const {
+  if (!rounds_tokens()) return {};
+  const TensorView& input = batch.args.hidden_states;
+  return {
+      .to = rounded_tokens(batch), .from = input.data, .type = input.type, .rows = batch.tokens()};
 }
 
 void DecodeExperts::set_hidden(const Batch& batch, DecodeArgs& gate_up, DecodeArgs& down) const {
@@ -415,6 +428,7 @@ void DecodeExperts::run_batch(const Batch& batch) const {
   if (direct) return;
   combine({.expert_output = second.output,
            .topk_ids = args.topk_ids.as<const int32_t>(),
+           .ids_ready = true,
            .num_experts = static_cast<int32_t>(spec_.num_experts),
            .addend = args.addend.data,
            .tokens = batch.tokens(),

@@ -50,6 +50,13 @@ class DecodeExperts {
   /// The rounding of a GEMM's input, of `columns` columns, by the generic kernel.
   void quantize_input(const Batch& batch, const TensorView& input, const Matrix& matrix,
                       const RoundedRows& to, bool per_pair, const DecodeArgs& lists) const;
+  /// Whether the hidden states are rounded beside the sort: not where all tokens share a scale, or
+  /// experts scale the channels.
+  bool rounds_tokens() const {
+    return quantised() && !one_scale() && !gate_up_.packed->has_smooth_scales();
+  }
+  RoundedRows rounded_tokens(const Batch& batch) const;
+  RoundJob round_job(const Batch& batch) const;
   static void set_codes(const RoundedRows& rows, DecodeArgs& args);
   RoundedRows rounded_rows(int64_t cols, void* codes, void* scales) const;
   int32_t scale_groups(int64_t cols) const;

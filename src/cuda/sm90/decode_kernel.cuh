@@ -74,7 +74,8 @@ struct DecodeParams {
   typename Operand::Args weights;
   DecodeArgs args;
   DecodeShared shared;
-  int32_t lanes;  ///< of a CTA
+  int32_t lanes;                   ///< of a CTA
+  int32_t row_blocks, num_chunks;  ///< as DecodeSchedule has them
 };
 
 inline constexpr int kWarpgroup = 128;
@@ -111,11 +112,9 @@ struct LaneMemory {
 
 template <class Operand>
 __device__ DecodeSchedule schedule_of(const DecodeParams<Operand>& p) {
-  const DecodeArgs& a = p.args;
-  return {.num_blocks = a.num_valid_ids[0] / a.unit_size,
-          .row_blocks = ceil_div(a.num_rows, kDecodeRows),
-          .num_chunks = a.steps.num_chunks(),
-          .num_lanes = static_cast<int32_t>(gridDim.x) * p.lanes};
+  const int32_t unit_bits = __ffs(p.args.unit_size) - 1;
+  return {p.args.num_valid_ids[0] >> unit_bits, p.row_blocks, p.num_chunks,
+          static_cast<int32_t>(gridDim.x) * p.lanes};
 }
 
 /// Row of the input that holds the tokens of a sorted row, -1 for padding.
@@ -161,9 +160,7 @@ class TokenLoader {
     async_copy_arrive(memory_.full + walk.slot);
   }
 
- private:
-  static constexpr int kRows = kMaxN <= 32 ? 1 : 2;  // of a thread
-
+  /// Reads the lists alone.
   __device__ void enter_block(int32_t block) {
     block_ = block;
     const int64_t expert = a_.sorted_expert_ids[block];
@@ -178,6 +175,9 @@ class TokenLoader {
       num_rows_ += __popc(__ballot_sync(~0u, rows_[i] >= 0));
     }
   }
+
+ private:
+  static constexpr int kRows = kMaxN <= 32 ? 1 : 2;  // of a thread
 
   /// Scales of the step's 128-column blocks: one per token, then those of the gate and up rows.
   __device__ void load_scales(const DecodeWalk& walk) {
@@ -255,10 +255,12 @@ __device__ void bring_weights(const DecodeParams<Operand>& p, const LaneMemory& 
 template <class Operand, int kMaxN>
 __device__ void bring_tokens(const DecodeParams<Operand>& p, const LaneMemory& memory,
                              int lane_id) {
-  wait_for_previous_kernel();
+  if (!p.args.lists_ready) wait_for_previous_kernel();
   TokenLoader<Operand, kMaxN> tokens(p.args, p.shared, memory);
-  for (DecodeWalk walk(schedule_of(p), p.args.steps, lane_id, p.shared.slots); !walk.done();
-       walk.advance()) {
+  DecodeWalk walk(schedule_of(p), p.args.steps, lane_id, p.shared.slots);
+  if (!walk.done()) tokens.enter_block(walk.block);
+  if (p.args.lists_ready) wait_for_previous_kernel();
+  for (; !walk.done(); walk.advance()) {
     barrier_wait(memory.empty + walk.slot, walk.phase ^ 1);
     tokens.load(walk);
   }
@@ -282,15 +284,21 @@ class Consumer {
         lane_id_(lane_id),
         thread_(static_cast<int>(threadIdx.x) % kWarpgroup),
         gated_(p.args.activate && p.args.activation.gated()),
-        walk_(schedule_of(p), p.args.steps, lane_id, p.shared.slots) {}
+        walk_(schedule_of(p), p.args.steps, lane_id, p.shared.slots) {
+    if (!walk_.done()) read_rows(walk_.block);
+  }
 
   template <int kMaxN>
   __device__ void run() {
     while (!walk_.done()) {
       const DecodeRun run = walk_.run();
-      if (run.block != block_) enter_block(run.block);
+      if (run.block != block_) read_rows(run.block);
+      if (!scales_known_) read_scales();
       const RowFactors factors = load_factors(run.row_block);
-      const auto row_block = [&]<int kN>() { this->template row_block<kN>(run, factors); };
+      bool finished = false;
+      const auto row_block = [&]<int kN>() {
+        finished = this->template row_block<kN>(run, factors);
+      };
       if (kMaxN == 8 || num_rows_ <= 8) {
         row_block.template operator()<8>();
       } else if (kMaxN == 16 || num_rows_ <= 16) {
@@ -300,6 +308,7 @@ class Consumer {
       } else {
         if constexpr (kMaxN >= 64) row_block.template operator()<64>();
       }
+      if (finished && a_.rounded.codes != nullptr) round_finished_group(run.row_block);
     }
   }
 
@@ -311,30 +320,37 @@ class Consumer {
     named_barrier(1 + static_cast<int>(threadIdx.x) / kWarpgroup, kWarpgroup);
   }
 
-  __device__ void enter_block(int32_t block) {
+  /// What the lists say of a block; its scales may not be there yet.
+  __device__ void read_rows(int32_t block) {
     block_ = block;
+    scales_known_ = false;
     expert_ = a_.sorted_expert_ids[block];
     meet();  // everyone is done with the table of the last block
-    bool used = false;
+    row_ = -1;
     if (thread_ < a_.unit_size) {
       const int32_t sorted_row = block * a_.unit_size + thread_;
       const int32_t packed = a_.sorted_ids[sorted_row];
-      const int32_t row = token_row(a_, packed);
-      used = row >= 0;
-      if (used) {
-        memory_.table[thread_] = {
-            .pair = packed_token(packed) * a_.top_k + packed_slot(packed),
-            .weight = a_.sorted_weights == nullptr ? 1.0f : a_.sorted_weights[sorted_row],
-            .scale = Operand::kBlockScales || a_.token_scales == nullptr
-                         ? 1.0f
-                         : a_.token_scales[row * a_.token_scale_groups]};
+      row_ = token_row(a_, packed);
+      if (row_ >= 0) {
+        DecodeRow& row = memory_.table[thread_];
+        row.pair = packed_token(packed) * a_.top_k + packed_slot(packed);
+        row.weight = a_.sorted_weights == nullptr ? 1.0f : a_.sorted_weights[sorted_row];
       }
     }
     // Rows of a block come first, so the count is where they end.
-    const int count = __popc(__ballot_sync(~0u, used));
+    const int count = __popc(__ballot_sync(~0u, row_ >= 0));
     if (thread_ % 32 == 0) memory_.notes[thread_ / 32] = count;
     meet();
     num_rows_ = memory_.notes[0] + memory_.notes[1];
+    meet();
+  }
+  __device__ void read_scales() {
+    scales_known_ = true;
+    if (row_ >= 0) {
+      memory_.table[thread_].scale = Operand::kBlockScales || a_.token_scales == nullptr
+                                         ? 1.0f
+                                         : a_.token_scales[row_ * a_.token_scale_groups];
+    }
     meet();
   }
 
@@ -359,9 +375,10 @@ class Consumer {
     return f;
   }
 
-  /// The chunks of one run: the row block's results if this lane has them all or comes last.
+  /// The chunks of one run; whether the row block's results have been stored: if this lane has them
+  /// all or comes last.
   template <int kN>
-  __device__ void row_block(const DecodeRun& run, const RowFactors& factors) {
+  __device__ bool row_block(const DecodeRun& run, const RowFactors& factors) {
     const DecodeOwners owners = run.whole ? DecodeOwners{} : walk_.schedule.owners(run);
     Sum<kN> total{};
     for (int32_t chunk = run.chunk_begin; chunk < run.chunk_end; ++chunk) {
@@ -376,11 +393,11 @@ class Consumer {
     }
     if (!run.whole) {
       if (run.chunk_begin == 0) store_partial<kN>(owners, 0, total);
-      if (!came_last(a_.counters + owners.first, owners.count())) return;
+      if (!came_last(a_.counters + owners.first, owners.count())) return false;
       add_partials<kN>(run, owners, total);
     }
     finish<kN>(run.row_block, factors, total);
-    if (a_.rounded.codes != nullptr) round_finished_group(run.row_block);
+    return true;
   }
 
   template <int kN>
@@ -478,31 +495,25 @@ class Consumer {
   __device__ int outputs() const { return gated_ ? kDecodeRows / 2 : kDecodeRows; }
 
   /// Scales, bias, activation, routing weight, from the registers of the sums: a thread has two
-  /// rows of two tokens in every eight.
+  /// rows of two tokens in every eight. One copy of the code, whatever it costs in moves: it runs
+  /// once for each row block, cold.
   template <int kN>
   __device__ void finish(int32_t row_block, const RowFactors& f, Sum<kN>& total) const {
 #pragma unroll 1
     for (int first = 0; first < num_rows_; first += 8) {
-#pragma unroll
-      for (int i = 0; i < 2; ++i) {
+#pragma unroll 1
+      for (int i = 0; i < 2 && first + i < num_rows_; ++i) {
         const int token = first + thread_ % 4 * 2 + i;
         const bool used = token < num_rows_;
         const DecodeRow row = memory_.table[used ? token : 0];
         float v[2];
 #pragma unroll
         for (int r = 0; r < 2; ++r) {
-          v[r] = static_cast<float>(total[i + 2 * r]) * (f.scale[r] * row.scale);
+          v[r] = static_cast<float>(total[2 * r]) * (f.scale[r] * row.scale);
           v[r] = a_.weight_before_bias ? v[r] * row.weight + f.bias[r] : v[r] + f.bias[r];
+          total[2 * r] = total[2 * r + 1];
         }
-        if (gated_) {
-          store_gated(row_block, row, used, v);
-        } else if (used) {
-#pragma unroll
-          for (int r = 0; r < 2; ++r) {
-            if (a_.activate) v[r] = apply_activation(a_.activation, 0.0f, v[r]);
-            store(row, row_block * kDecodeRows + first_row() + r * kRowStep, v[r]);
-          }
-        }
+        store_pair(row_block, row, used, v);
       }
       // The next eight tokens come down: registers have no index at run time.
 #pragma unroll
@@ -510,24 +521,33 @@ class Consumer {
     }
   }
 
-  /// Gate and up rows are neighbours: both in this thread, or one in the thread four lanes away.
-  __device__ void store_gated(int32_t row_block, const DecodeRow& row, bool used,
-                              const float (&v)[2]) const {
-    float gate = v[0], up = v[1];
-    int output = first_row() / 2;
-    if constexpr (!Operand::kRowPairs) {
-      // The thread of the gate row finishes the first pair, that of the up row the second.
-      const bool is_gate = thread_ / 4 % 2 == 0;
-      const float other = __shfl_xor_sync(~0u, is_gate ? v[1] : v[0], 4);
-      if (is_gate) {
-        up = other;
-      } else {
-        gate = other;
-        output += kRowStep / 2;
+  /// The results of a thread's two rows for one token: one if they are gate and up.
+  __device__ void store_pair(int32_t row_block, const DecodeRow& row, bool used,
+                             const float (&v)[2]) const {
+    float gate = 0.0f, up = v[0];
+    int32_t column = row_block * outputs() + first_row();
+    if (gated_) {
+      column -= first_row() - first_row() / 2;
+      gate = v[0], up = v[1];
+      if constexpr (!Operand::kRowPairs) {
+        // Gate and up are four lanes apart. The thread of the gate row finishes the first pair,
+        // that of the up row the second.
+        const bool is_gate = thread_ / 4 % 2 == 0;
+        const float other = __shfl_xor_sync(~0u, is_gate ? v[1] : v[0], 4);
+        if (is_gate) {
+          up = other;
+        } else {
+          gate = other;
+          column += kRowStep / 2;
+        }
       }
     }
-    if (used) {
-      store(row, row_block * (kDecodeRows / 2) + output, apply_activation(a_.activation, gate, up));
+    if (!used) return;
+#pragma unroll 1
+    for (int r = 0; r < (gated_ ? 1 : 2); ++r) {
+      store(row, column, a_.activate ? apply_activation(a_.activation, gate, up) : up);
+      up = v[1];
+      column += kRowStep;
     }
   }
 
@@ -541,18 +561,23 @@ class Consumer {
   /// Rounds the group of columns that this row block belongs to, if it was the last missing one.
   __device__ void round_finished_group(int32_t row_block) const {
     const RoundedRows& to = a_.rounded;
-    const int32_t group_columns = to.group_columns == 0 ? to.num_columns : to.group_columns;
+    const int32_t group_columns = to.columns_of_group();
     const int32_t per_group = ceil_div(group_columns, outputs());
     const int32_t group = row_block / per_group;
-    const int32_t groups = ceil_div(to.num_columns, group_columns);
+    const int32_t groups = to.groups();
     const int32_t in_group = min(per_group, walk_.schedule.row_blocks - group * per_group);
     if (!came_last(a_.rounded_counters + block_ * groups + group, in_group)) return;
     const float* channels =
         a_.rounded_channels == nullptr
             ? nullptr
             : a_.rounded_channels + static_cast<int64_t>(expert_) * to.num_columns;
-    for (int row = thread_ / 32; row < num_rows_; row += kWarpgroup / 32) {
-      round_group(to, a_.output, a_.output_type, memory_.table[row].pair, group, channels);
+    // A warp per row, or all warps of them for rows that would keep one busy.
+    const auto barrier = [this] { meet(); };
+    const int warps = group_columns <= 1024 ? 1 : kWarpgroup / 32;
+    const RoundingTeam<decltype(barrier)> team{thread_ % (warps * 32), warps,
+                                               reinterpret_cast<float*>(memory_.notes), barrier};
+    for (int row = thread_ / (warps * 32); row < num_rows_; row += kWarpgroup / 32 / warps) {
+      round_group(to, a_.output, a_.output_type, memory_.table[row].pair, group, channels, team);
     }
   }
 
@@ -564,7 +589,9 @@ class Consumer {
   const bool gated_;
   DecodeWalk walk_;
   int32_t block_ = -1, expert_ = 0;
+  int32_t row_ = -1;  ///< of the input: this thread's of the block, or -1
   int num_rows_ = 0;
+  bool scales_known_ = false;
 };
 
 // ---- the kernel
@@ -593,10 +620,12 @@ __global__ void __launch_bounds__(decode_lanes(kMaxN) * kLaneThreads, 1)
     if (threadIdx.x % 32 == 0) bring_weights(p, memory, lane_id);
     return;
   }
-  wait_for_previous_kernel();
+  if (!p.args.lists_ready) wait_for_previous_kernel();
+  Consumer<Operand> consumer(p, memory, lane_id);
+  if (p.args.lists_ready) wait_for_previous_kernel();
   // Not before: the next kernel may rely on everything that this one waited for.
   let_next_kernel_start();
-  Consumer<Operand>(p, memory, lane_id).template run<kMaxN>();
+  consumer.template run<kMaxN>();
 }
 
 inline constexpr int32_t kSharedBytes = 227 * 1024;
@@ -612,7 +641,9 @@ void launch_decode_tile(const typename Operand::Args& weights, const DecodeArgs&
       .shared =
           decode_shared(kLanes, Operand::kStepBytes, Operand::kTokenBlocks,
                         scales_per_step<Operand>(args.unit_size), args.unit_size, kSharedBytes),
-      .lanes = kLanes};
+      .lanes = kLanes,
+      .row_blocks = ceil_div(args.num_rows, kDecodeRows),
+      .num_chunks = args.steps.num_chunks()};
   launch(decode_kernel<Operand, kMaxN>,
          {.grid = static_cast<unsigned>(num_ctas),
           .block = static_cast<unsigned>(kLanes * kLaneThreads),

@@ -12,11 +12,9 @@ void decode_bf16(const CUtensorMap& map, const DecodeArgs& args, int num_ctas, S
 void decode_fp8(const CUtensorMap& map, const DecodeArgs& args, int num_ctas, Stream stream);
 void decode_fp8_block128(const CUtensorMap& map, const DecodeArgs& args, int num_ctas,
                          Stream stream);
-/// What sort() writes when every token takes expert 0 with its only choice.
-void decode_single_expert(const SortJob& job, Stream stream);
-/// Rows in groups of columns that share a scale.
-void decode_quantize(const RoundedRows& to, const void* from, DataType type, const TokenCount& rows,
-                     Stream stream);
+/// What sort() writes when every token takes expert 0 with its only choice; rounds as well.
+void decode_single_expert(const SortJob& job, const RoundJob& round, Stream stream);
+void decode_quantize(const RoundJob& job, Stream stream);
 void decode_int8(const CUtensorMap& map, const DecodeArgs& args, int num_ctas, Stream stream);
 
 }  // namespace switchyard::cuda::sm90

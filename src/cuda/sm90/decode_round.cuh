@@ -1,9 +1,9 @@
 #pragma once
-// Rows rounded to E4M3 or INT8 by a warp per group of columns, to the bits of
+// Rows rounded to E4M3 or INT8 by a team of warps per group of columns, to the bits of
 // core/block_quantize.h: the input of a decode GEMM.
 
 #include "core/block_quantize.h"
-#include "cuda/sm90/decode_args.h"
+#include "cuda/sm90/round_rows.h"
 #include "cuda/vector_io.cuh"
 
 namespace switchyard::cuda::sm90 {
@@ -35,13 +35,38 @@ __device__ inline uint32_t four_codes(Format format, const float4& v, float inve
   return codes;
 }
 
-/// Group `group` of row `row`; channels: [columns] or null. Called by a whole warp.
-__device__ inline void round_group(const RoundedRows& to, const void* from, DataType type,
-                                   int64_t row, int32_t group, const float* channels) {
-  const int32_t group_columns = to.group_columns == 0 ? to.num_columns : to.group_columns;
-  const int32_t begin = group * group_columns;
-  const int32_t end = min(begin + group_columns, to.num_columns);
-  const int32_t first = begin + static_cast<int32_t>(threadIdx.x) % 32 * 4;
+/// Threads that round a group together.
+template <class Meet>
+struct RoundingTeam {
+  int thread, num_warps;
+  float* maxima;  ///< shared memory, one per warp, of a team of several warps
+  Meet meet;      ///< their barrier
+};
+
+/// Largest magnitude that any thread of the team has.
+template <class Meet>
+__device__ float team_magnitude(const RoundingTeam<Meet>& team, float amax) {
+  for (int lanes = 16; lanes > 0; lanes /= 2) {
+    amax = max_magnitude(amax, __shfl_xor_sync(~0u, amax, lanes));
+  }
+  if (team.num_warps == 1) return amax;
+  if (team.thread % 32 == 0) team.maxima[team.thread / 32] = amax;
+  team.meet();
+  amax = 0.0f;
+  for (int warp = 0; warp < team.num_warps; ++warp) amax = max_magnitude(amax, team.maxima[warp]);
+  team.meet();  // the maxima have been read
+  return amax;
+}
+
+/// Group `group` of row `row`; channels: [columns] or null. Called by the whole team.
+template <class Meet>
+__device__ void round_group(const RoundedRows& to, const void* from, DataType type, int64_t row,
+                            int32_t group, const float* channels, const RoundingTeam<Meet>& team) {
+  constexpr int kHeld = 8;  // vectors in registers; more are read twice
+  const int32_t begin = group * to.columns_of_group();
+  const int32_t end = min(begin + to.columns_of_group(), to.num_columns);
+  const int32_t step = team.num_warps * 128;
+  const int32_t first = begin + team.thread * 4;
   const auto value = [&](int32_t column) {
     float4 v = load_four(from, type, row * to.num_columns + column);
     if (channels != nullptr) {
@@ -51,24 +76,48 @@ __device__ inline void round_group(const RoundedRows& to, const void* from, Data
     }
     return v;
   };
+  const auto magnitude = [](const float4& v) {
+    return max_magnitude(max_magnitude(v.x, v.y), max_magnitude(v.z, v.w));
+  };
+  float4 held[kHeld];
+#pragma unroll
+  for (int i = 0; i < kHeld; ++i) {
+    held[i] = first + i * step < end ? value(first + i * step) : float4{};
+  }
   float amax = 0.0f;
-#pragma unroll 4
-  for (int32_t column = first; column < end; column += 128) {
-    const float4 v = value(column);
-    amax = max_magnitude(amax, max_magnitude(max_magnitude(v.x, v.y), max_magnitude(v.z, v.w)));
+#pragma unroll
+  for (int i = 0; i < kHeld; ++i) amax = max_magnitude(amax, magnitude(held[i]));
+  const int32_t rest = first + kHeld * step;
+  for (int32_t column = rest; column < end; column += step) {
+    amax = max_magnitude(amax, magnitude(value(column)));
   }
-  for (int lanes = 16; lanes > 0; lanes /= 2) {
-    amax = max_magnitude(amax, __shfl_xor_sync(~0u, amax, lanes));
-  }
+  amax = team_magnitude(team, amax);
   const BlockScale scale = block_scale({.format = to.format}, __float_as_uint(amax) & 0x7fffffffu);
-  if (threadIdx.x % 32 == 0) {
-    to.scales[row * ceil_div(to.num_columns, group_columns) + group] = scale.stored;
-  }
-#pragma unroll 4
-  for (int32_t column = first; column < end; column += 128) {
+  if (team.thread == 0) to.scales[row * to.groups() + group] = scale.stored;
+  const auto store = [&](int32_t column, const float4& v) {
     *reinterpret_cast<uint32_t*>(to.codes + row * to.row_bytes + column) =
-        four_codes(to.format, value(column), scale.inverse);
+        four_codes(to.format, v, scale.inverse);
+  };
+#pragma unroll
+  for (int i = 0; i < kHeld; ++i) {
+    if (first + i * step < end) store(first + i * step, held[i]);
   }
+  for (int32_t column = rest; column < end; column += step) store(column, value(column));
+}
+
+/// Block `block` of job.blocks(blockDim.x). maxima: shared memory, a float per warp.
+__device__ inline void round_rows(const RoundJob& job, int32_t block, float* maxima) {
+  const auto thread = static_cast<int32_t>(threadIdx.x);
+  const auto num_warps = static_cast<int32_t>(blockDim.x) / 32;
+  const auto meet = [] { __syncthreads(); };
+  const RoundingTeam<decltype(meet)> all{thread, num_warps, maxima, meet};
+  const RoundingTeam<decltype(meet)> warp{thread % 32, 1, nullptr, meet};
+  const bool whole_row = job.to.group_columns == 0;
+  const int32_t item = whole_row ? block : block * num_warps + thread / 32;
+  const int32_t row = item / job.to.groups();
+  if (row >= job.rows.value()) return;
+  round_group(job.to, job.from, job.type, row, item % job.to.groups(), nullptr,
+              whole_row ? all : warp);
 }
 
 }  // namespace switchyard::cuda::sm90

@@ -27,7 +27,7 @@ struct SharedOperand {
 #pragma unroll
     for (int b = 0; b < kTokenBlocks; ++b) {
       tensor_load(to + b * kBlockBytes, &args.map, (k_step * kTokenBlocks + b) * kBlockColumns,
-                  row_block * kDecodeRows, expert, full);
+                  row_block * kDecodeRows, expert, full, evict_first_policy());
     }
   }
 

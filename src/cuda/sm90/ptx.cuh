@@ -115,6 +115,14 @@ __device__ __forceinline__ void tensor_load(void* to, const CUtensorMap* map, in
       "l"(map), "r"(shared_address(barrier)), "r"(x), "r"(y), "r"(z)
       : "memory");
 }
+__device__ __forceinline__ void tensor_load(void* to, const CUtensorMap* map, int x, int y, int z,
+                                            uint64_t* barrier, uint64_t policy) {
+  asm volatile(
+      "cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint "
+      "[%0], [%1, {%3, %4, %5}], [%2], %6;" ::"r"(shared_address(to)),
+      "l"(map), "r"(shared_address(barrier)), "r"(x), "r"(y), "r"(z), "l"(policy)
+      : "memory");
+}
 __device__ __forceinline__ void tensor_store(const CUtensorMap* map, int x, int y,
                                              const void* from) {
   asm volatile(

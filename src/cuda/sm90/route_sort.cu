@@ -3,6 +3,7 @@
 
 #include "cuda/launch.cuh"
 #include "cuda/route_token.cuh"
+#include "cuda/sm90/decode_round.cuh"
 #include "cuda/sm90/ptx.cuh"
 #include "cuda/sm90/route_sort.h"
 #include "cuda/sort_batch.cuh"
@@ -15,6 +16,8 @@ constexpr int kMaxWarps = 16;
 struct Params {
   RouteParams route;
   SortParams sort;
+  RoundJob round;
+  uint32_t num_blocks;  // that route: the first cluster; the others round
 };
 
 __device__ void zero(const SortJob& job, int32_t at, int32_t step) {
@@ -27,12 +30,18 @@ __global__ void __launch_bounds__(kMaxWarps* kLanes)
     route_sort_kernel(const __grid_constant__ Params params) {
   const SortParams& p = params.sort;
   const RouteJob& job = params.route.job;
+  if (blockIdx.x >= params.num_blocks) {
+    wait_for_previous_kernel();
+    let_next_kernel_start();
+    return round_rows(params.round, static_cast<int32_t>(blockIdx.x - params.num_blocks),
+                      reinterpret_cast<float*>(sort_shared_memory));
+  }
   const SortShared s = carve_sort(p);
   auto* ids = reinterpret_cast<int32_t*>(s.rest);  // [warps of the cluster][top_k]
-  const int num_ids = static_cast<int>(gridDim.x) * num_threads() / kLanes * p.job.top_k;
+  const int num_ids = static_cast<int>(params.num_blocks) * num_threads() / kLanes * p.job.top_k;
   auto* scratch = reinterpret_cast<RouteScratch*>(
       align_up<uint64_t>(reinterpret_cast<uint64_t>(ids + num_ids), alignof(RouteScratch)));
-  const uint32_t num_blocks = gridDim.x;  // one cluster
+  const uint32_t num_blocks = params.num_blocks;
   clear_bitmaps(p, s);
   if (num_blocks > 1) cluster_arrive();
   wait_for_previous_kernel();
@@ -93,10 +102,9 @@ __global__ void __launch_bounds__(kMaxWarps* kLanes)
 
 }  // namespace
 
-void route_sort(const RouteJob& route, const SortJob& sort, Stream stream) {
+void route_sort(const RouteJob& route, const SortJob& sort, const RoundJob& round, Stream stream) {
   const int64_t num_tokens = sort.tokens.limit;
   const SortPlan plan = plan_sort(num_tokens, sort.top_k, sort.num_experts, sort.unit_size);
-  const Params params{.route = route_params(route), .sort = sort_params(sort, plan, nullptr)};
   const auto kernel = [&] {
     switch (route_slots(route.num_experts)) {
       case 4: return route_sort_kernel<4>;
@@ -108,14 +116,19 @@ void route_sort(const RouteJob& route, const SortJob& sort, Stream stream) {
   // A token per warp; warps without one help to write the lists.
   const int64_t warps = num_tokens <= kMaxWarps ? kMaxWarps : kMaxWarps / 2;
   const auto blocks = static_cast<unsigned>(ceil_div(num_tokens, warps));
+  const int64_t threads = warps * kLanes;
   const unsigned cluster = blocks <= 2 ? blocks : blocks <= 4 ? 4 : 8;
   const int64_t shared_bytes =
       (sort_common_words(sort.num_experts, plan.bitmap_words) + cluster * warps * sort.top_k) * 4 +
       static_cast<int64_t>(alignof(RouteScratch)) +
       warps * static_cast<int64_t>(sizeof(RouteScratch));
+  const Params params{.route = route_params(route),
+                      .sort = sort_params(sort, plan, nullptr),
+                      .round = round,
+                      .num_blocks = cluster};
   launch(kernel,
-         {.grid = cluster,
-          .block = static_cast<unsigned>(warps * kLanes),
+         {.grid = align_up(cluster + static_cast<unsigned>(round.blocks(threads)), cluster),
+          .block = static_cast<unsigned>(threads),
           .shared_bytes = shared_bytes,
           .overlap_previous = true,
           .cluster = cluster},

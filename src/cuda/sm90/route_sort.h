@@ -2,6 +2,7 @@
 // Routing and sorting of a decode batch in one launch.
 
 #include "cuda/route.h"
+#include "cuda/sm90/round_rows.h"
 #include "cuda/sort.h"
 
 namespace switchyard::cuda::sm90 {
@@ -11,7 +12,7 @@ inline constexpr int64_t kRouteSortExperts = 1024;  ///< routed ones
 inline constexpr int64_t kRouteSortTopK = 32;       ///< fused shared experts included
 
 /// `sort` reads what `route` writes; 1 to kRouteSortTokens tokens, not of hash layers, whose rows
-/// may repeat an expert.
-void route_sort(const RouteJob& route, const SortJob& sort, Stream stream);
+/// may repeat an expert. Further blocks do `round` meanwhile.
+void route_sort(const RouteJob& route, const SortJob& sort, const RoundJob& round, Stream stream);
 
 }  // namespace switchyard::cuda::sm90
