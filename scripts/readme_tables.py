@@ -32,6 +32,27 @@ def cpu_bench():
     return "\n".join(lines)
 
 
+def cpu_ggml():
+    """One row per format of results/cpu/ggml: ours, ggml's milliseconds and their ratio by token count."""
+    records = [json.loads(p.read_text()) for p in sorted((ROOT / "results/cpu/ggml").glob("*.json"))]
+    if not records:
+        return "No record yet: `scripts/ggml_compare.sh --pypi --record` makes one."
+    first = records[0]
+    tokens = [row["tokens"] for row in first["results"]]
+    lines = [
+        f"{first['machine']['cpu']}, {first['limits']['before']['num_threads']} threads, commit {first['commit']}, "
+        f"ggml {first['ggml']}. Milliseconds: ours / ggml (ratio).",
+        "",
+        "| layer | weights | " + " | ".join(f"T = {t}" for t in tokens) + " |",
+        "|---" * (len(tokens) + 2) + "|",
+    ]
+    for record in records:
+        cells = [f"{row['ours_ms']:.3g} / {row['ggml_ms']:.3g} ({row['ggml_ms'] / row['ours_ms']:.1f})"
+                 for row in record["results"]]
+        lines.append(f"| {record['title']} | {record['format']} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
 def gpu_record(name):
     """A record of results/h200 and the line that says where it comes from; None when there is none."""
     path = ROOT / "results/h200" / name
@@ -79,7 +100,7 @@ def gpu_steps():
     return f"{origin}\n\n{table}"
 
 
-TABLES = {"cpu-bench": cpu_bench, "gpu-layers": gpu_layers, "gpu-steps": gpu_steps}
+TABLES = {"cpu-bench": cpu_bench, "cpu-ggml": cpu_ggml, "gpu-layers": gpu_layers, "gpu-steps": gpu_steps}
 
 
 def main():

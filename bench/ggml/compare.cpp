@@ -17,8 +17,10 @@
 #include <random>
 #include <stdexcept>
 #include <string>
+#include <thread>
 #include <vector>
 
+#include "cli/report.h"
 #include "switchyard/calibrate.h"
 #include "switchyard/models.h"
 #include "switchyard/switchyard.h"
@@ -29,7 +31,8 @@ using switchyard::DataType;
 using switchyard::Format;
 using switchyard::TensorView;
 
-constexpr int64_t kColdBytes = int64_t{3} << 29;  // of weights at least, beyond any cache
+constexpr auto kRest = std::chrono::milliseconds(5);  // idle threads of either side stop spinning
+constexpr int64_t kColdBytes = int64_t{3} << 29;      // of weights at least, beyond any cache
 
 struct Sizes {
   int64_t experts, top_k, hidden, intermediate;
@@ -266,20 +269,51 @@ class Peer {
   std::vector<std::array<ggml_tensor*, 3>> weights_;
 };
 
+/// Median milliseconds of both sides on the same calls, side by side in time.
+struct Row {
+  int64_t tokens = 0;
+  double ours_ms = 0, ggml_ms = 0;
+};
+
+/// A side runs twice in a row, each time on other weights, and the second counts: layers follow
+/// each other in an engine too, so threads are awake and the other side's are at rest.
+Row compare(Ours& ours, Peer& peer, const Sizes& sizes, int64_t tokens, int64_t layers, int rounds,
+            std::mt19937& random) {
+  std::vector<double> own, other;
+  size_t next = 0;
+  for (int round = -1; round < rounds; ++round) {  // the first is warm-up
+    const Call first(sizes, tokens, random), second(sizes, tokens, random);
+    const size_t layer = next++ % static_cast<size_t>(layers);
+    const size_t following = next++ % static_cast<size_t>(layers);
+    ours.run(layer, first, tokens);
+    const double own_ms = milliseconds_of([&] { ours.run(following, second, tokens); });
+    std::this_thread::sleep_for(kRest);
+    peer.run(layer, first, tokens);
+    const double peer_ms = peer.run(following, second, tokens);
+    std::this_thread::sleep_for(kRest);
+    if (round < 0) continue;
+    own.push_back(own_ms);
+    other.push_back(peer_ms);
+  }
+  return {tokens, median(own), median(other)};
+}
+
 }  // namespace
 
 int main(int argc, char** argv) try {
-  std::string model = "qwen3-30b-a3b", format = "mxfp4";
-  std::vector<int64_t> token_counts{1, 16, 64, 256};
-  int threads = 0, rounds = 15;
+  std::string model = "qwen3-30b-a3b", format = "mxfp4", json;
+  std::vector<int64_t> token_counts{1, 16, 64, 256, 1024};
+  int threads = 0, rounds = 9;
   CLI::App app{"Routed experts beside llama.cpp's ggml, runs alternating"};
   app.add_option("--model", model, "shape, see switchyard models");
   app.add_option("--format", format, "mxfp4, int8 (Q8_0) or bf16");
   app.add_option("--tokens", token_counts)->delimiter(',');
   app.add_option("--threads", threads, "0 = all cores");
   app.add_option("--rounds", rounds);
+  app.add_option("--json", json, "also write everything to this file");
   CLI11_PARSE(app, argc, argv);
 
+  ggml_log_set([](ggml_log_level, const char*, void*) {}, nullptr);
   const switchyard::LayerSpec spec = switchyard::model_shape(model).spec;
   const Sizes sizes{spec.num_experts, spec.top_k, spec.hidden_size, spec.intermediate_size};
   const Storage storage = storage_of(format);
@@ -289,26 +323,31 @@ int main(int argc, char** argv) try {
   const auto before = switchyard::measure_limits(switchyard::BackendKind::kCpu, threads);
   Ours ours(sizes, storage, layers, before.num_threads);
   Peer peer(sizes, storage, layers, before.num_threads);
-  fmt::print("{} {}, {} threads, {} layers, ggml weights in {}\n", model, format,
-             before.num_threads, layers, peer.buffer_name());
+  fmt::print("{} {}, {} threads, {} layers, ggml {}, its weights in {}\n", model, format,
+             before.num_threads, layers, ggml_version(), peer.buffer_name());
   fmt::print("{:>7} {:>12} {:>12} {:>8}\n", "tokens", "ours ms", "ggml ms", "ratio");
   std::mt19937 random(2);
+  switchyard::cli::Json report = switchyard::cli::new_report("bench_ggml");
   for (const int64_t tokens : token_counts) {
-    std::vector<double> own, other;
-    for (int round = -1; round < rounds; ++round) {  // the first is warm-up
-      const Call call(sizes, tokens, random);
-      const auto layer = static_cast<size_t>((round + 1) % layers);
-      const double own_ms = milliseconds_of([&] { ours.run(layer, call, tokens); });
-      const double peer_ms = peer.run(layer, call, tokens);
-      if (round < 0) continue;
-      own.push_back(own_ms);
-      other.push_back(peer_ms);
-    }
-    fmt::print("{:>7} {:>12.3f} {:>12.3f} {:>8.2f}\n", tokens, median(own), median(other),
-               median(other) / median(own));
+    const Row row = compare(ours, peer, sizes, tokens, layers, rounds, random);
+    fmt::print("{:>7} {:>12.3f} {:>12.3f} {:>8.2f}\n", row.tokens, row.ours_ms, row.ggml_ms,
+               row.ggml_ms / row.ours_ms);
+    report["results"].push_back(
+        {{"tokens", row.tokens}, {"ours_ms", row.ours_ms}, {"ggml_ms", row.ggml_ms}});
   }
   const auto after = switchyard::measure_limits(switchyard::BackendKind::kCpu, threads);
   fmt::print("read GB/s before {:.1f}, after {:.1f}\n", before.read_gbps, after.read_gbps);
+  if (json.empty()) return 0;
+  report["machine"] = switchyard::cli::to_json(switchyard::cli::this_machine());
+  report["ggml"] = ggml_version();
+  report["ggml_buffer"] = peer.buffer_name();
+  report["model"] = model;
+  report["title"] = switchyard::model_shape(model).title;
+  report["format"] = format;
+  report["rounds"] = rounds;
+  report["limits"] = {{"before", switchyard::cli::to_json(before)},
+                      {"after", switchyard::cli::to_json(after)}};
+  switchyard::cli::save_report(json, report);
   return 0;
 } catch (const std::exception& error) {
   fmt::print(stderr, "{}\n", error.what());
