@@ -12,9 +12,17 @@
 namespace switchyard::cpu {
 namespace {
 
-/// Into L2: prefetches into L1 hold one of its few miss buffers each (24 on Zen 4: 17 GB/s per
-/// core). One core of Zen 4 reads MXFP4 at 22, INT8 at 20, FP8 at 20 and bf16 at 23 GB/s with it.
-constexpr int64_t kPrefetchBytes = 8192;
+/// How far ahead of its use a line is prefetched. Values that multiply as they are stored are gone
+/// as fast as memory delivers: into L1, from near, else the prefetches only slow the hardware's own
+/// (one core of Zen 4, where a plain read reaches 33 GB/s: bf16 30 GB/s, int8 22; from 8 KiB into
+/// L2: 23 and 20). Where decoding takes longer, L2, since prefetches into L1 hold one of its few
+/// miss buffers each (MXFP4 20, FP8 20; as above: 17 and 19; none: 16 and 14).
+constexpr bool prefetches_near(PanelValues values) {
+  return !has_scales(values) || values == PanelValues::kInt8;
+}
+constexpr int64_t prefetch_bytes(PanelValues values) {
+  return prefetches_near(values) ? 4096 : 8192;
+}
 
 /// A number as a type.
 template <int kValue>
@@ -39,8 +47,10 @@ struct Slab {
   int header_lines = 0;
 };
 
+template <PanelValues kValues>
 SWITCHYARD_INLINE void prefetch_line(const uint8_t* p) {
-  _mm_prefetch(reinterpret_cast<const char*>(p), _MM_HINT_T1);
+  constexpr auto kHint = prefetches_near(kValues) ? _MM_HINT_T0 : _MM_HINT_T1;
+  _mm_prefetch(reinterpret_cast<const char*>(p), kHint);
 }
 
 constexpr int values_block_bytes(PanelValues values) {
@@ -62,7 +72,7 @@ struct Prefetch {
   SWITCHYARD_INLINE Prefetch of(const Slab& slab, int block, bool wanted) {
     if (!wanted || slab.ahead == nullptr) return {nullptr};
     for (int i = 0; i < slab.header_lines; ++i) {
-      prefetch_line(slab.header + (int64_t{block} * slab.header_lines + i) * kLineBytes);
+      prefetch_line<kValues>(slab.header + (int64_t{block} * slab.header_lines + i) * kLineBytes);
     }
     return {(block < slab.switch_at ? slab.ahead : slab.beyond) +
             int64_t{block} * values_block_bytes(kValues)};
@@ -72,7 +82,8 @@ struct Prefetch {
     if (prefetch.next == nullptr) return;
     const int bytes = values_block_bytes(kValues) / parts;
 #pragma GCC unroll 8
-    for (int i = 0; i < bytes; i += kLineBytes) prefetch_line(prefetch.next + part * bytes + i);
+    for (int i = 0; i < bytes; i += kLineBytes)
+      prefetch_line<kValues>(prefetch.next + part * bytes + i);
   }
 };
 
@@ -664,7 +675,8 @@ constexpr float scale_factor(PanelValues values, bool integer) {
 
 static void aim_prefetch(const MultiplyJob& job, Slab& slab) {
   const PanelLayout& layout = *job.layout;
-  const int64_t start = int64_t{slab.first_block} * layout.block_bytes + kPrefetchBytes;
+  const int64_t start =
+      int64_t{slab.first_block} * layout.block_bytes + prefetch_bytes(layout.values);
   const int64_t left = layout.panel_bytes - layout.values_offset - start;
   const uint8_t* next = job.next == nullptr ? job.panel : job.next;
   slab.ahead = job.panel + layout.values_offset + start;
