@@ -91,11 +91,16 @@ class Worker {
 }  // namespace
 
 void down(const Pass& pass, const uint8_t* rows, const DownOutput& output) {
-  std::atomic<int64_t> counter{0};
+  const PackedStage& stage = pass.panels->down;
+  ShardedItems sharded(stage.num_shards(),
+                       [&](int64_t shard) { return stage.panels_of_shard(shard); });
+  const auto panel = [&](ItemClaim::Item item) {
+    return item ? stage.first_panel(item.shard) + item.index : -1;
+  };
   run_on_all(*pass.panels->executor, [&](int thread) {
     const Worker worker(pass, rows, output, pass.scratch(thread));
-    ItemClaim claim(counter, pass.panels->down.num_panels);
-    for (int64_t panel; (panel = claim.take()) >= 0;) worker.run(panel, claim.peek());
+    ItemClaim claim(sharded, pass.panels->topology->current_node());
+    while (const auto item = claim.take()) worker.run(panel(item), panel(claim.peek()));
   });
 }
 

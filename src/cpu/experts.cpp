@@ -32,7 +32,7 @@ class CpuExperts final : public PackedExperts {
 
   Executor* executor() const override { return panels_.executor.get(); }
   int64_t packed_bytes() const override {
-    return panels_.gate_up.panels.bytes() + panels_.down.panels.bytes();
+    return panels_.gate_up.packed_bytes() + panels_.down.packed_bytes();
   }
   int64_t workspace_bytes(int64_t max_tokens, int64_t top_k) const override {
     return experts_workspace(panels_, max_tokens, top_k).bytes;
@@ -321,8 +321,9 @@ void prepare_rows(const Pass& pass, const PackedStage& stage, const RowLayout& l
 }
 
 std::unique_ptr<PackedExperts> make_experts(const LayerSpec& spec, const ExpertSource& source,
-                                            const LayerOptions& options) {
-  return std::make_unique<CpuExperts>(pack_experts(spec, source, options));
+                                            const LayerOptions& options,
+                                            const NumaTopology& topology) {
+  return std::make_unique<CpuExperts>(pack_experts(spec, source, options, topology));
 }
 
 }  // namespace switchyard::cpu

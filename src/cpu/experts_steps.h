@@ -28,28 +28,6 @@ struct Pass {
   }
 };
 
-/// Items [0, count) handed out one by one. A thread knows its next item before it works on the
-/// current one, so that it can prefetch what the next one reads.
-class ItemClaim {
- public:
-  ItemClaim(std::atomic<int64_t>& counter, int64_t count)
-      : counter_(counter), count_(count), next_(counter.fetch_add(1)) {}
-  /// The next item, or -1.
-  int64_t take() {
-    const int64_t item = next_;
-    if (item >= count_) return -1;
-    next_ = counter_.fetch_add(1, std::memory_order_relaxed);
-    return item;
-  }
-  /// What take() will return.
-  int64_t peek() const { return next_ < count_ ? next_ : -1; }
-
- private:
-  std::atomic<int64_t>& counter_;
-  int64_t count_;
-  int64_t next_;
-};
-
 /// Rows [0, num_rows) of `source` in `layout`, for `stage`. With smooth scales, packed
 /// row r belongs to the expert whose sorted rows include it.
 void prepare_rows(const Pass& pass, const PackedStage& stage, const RowLayout& layout,

@@ -17,27 +17,29 @@ struct Item {
   int64_t panel = 0;
 };
 
-/// Items in the order of memory: expert by expert, panel by panel.
+/// Items in the order of memory: shard by shard, in it expert by expert, panel by panel.
 class Items {
  public:
-  Items(const Pass& pass, int32_t* offsets) : pass_(pass), offsets_(offsets) {
-    const int64_t num_panels = pass.panels->gate_up.num_panels;
-    offsets[0] = 0;
+  Items(const Pass& pass, int32_t* chunk_offsets)
+      : pass_(pass), stage_(pass.panels->gate_up), chunk_offsets_(chunk_offsets) {
+    chunk_offsets[0] = 0;
     for (int64_t e = 0; e < pass.panels->num_experts; ++e) {
       const int64_t chunks = ceil_div(pass.rows_of(e), kChunkRows);
-      offsets[e + 1] = offsets[e] + static_cast<int32_t>(chunks * num_panels);
+      chunk_offsets[e + 1] = chunk_offsets[e] + static_cast<int32_t>(chunks);
     }
   }
-  int64_t count() const { return offsets_[pass_.panels->num_experts]; }
+  int64_t count(int64_t shard) const {
+    return chunk_offsets_[pass_.panels->num_experts] * stage_.panels_of_shard(shard);
+  }
 
-  Item at(int64_t index) const {
-    if (index < 0) return {};
-    const int32_t* end = offsets_ + pass_.panels->num_experts + 1;
+  Item at(ItemClaim::Item claimed) const {
+    if (!claimed) return {};
+    const int64_t num_panels = stage_.panels_of_shard(claimed.shard);
+    const int64_t index = claimed.index / num_panels;
+    const int32_t* end = chunk_offsets_ + pass_.panels->num_experts + 1;
     const int64_t expert =
-        std::upper_bound(offsets_, end, static_cast<int32_t>(index)) - offsets_ - 1;
-    const int64_t num_panels = pass_.panels->gate_up.num_panels;
-    const int64_t local = index - offsets_[expert];
-    const int64_t chunk = local / num_panels;
+        std::upper_bound(chunk_offsets_, end, static_cast<int32_t>(index)) - chunk_offsets_ - 1;
+    const int64_t chunk = index - chunk_offsets_[expert];
     // Chunks of equal size rather than a full one and a rest.
     const int64_t rows = pass_.rows_of(expert);
     const int64_t chunks = ceil_div(rows, kChunkRows);
@@ -45,12 +47,13 @@ class Items {
     return {.expert = expert,
             .begin = pass_.expert_offsets[expert] + begin,
             .count = rows * (chunk + 1) / chunks - begin,
-            .panel = local % num_panels};
+            .panel = stage_.first_panel(claimed.shard) + claimed.index % num_panels};
   }
 
  private:
   const Pass& pass_;
-  const int32_t* offsets_;
+  const PackedStage& stage_;
+  const int32_t* chunk_offsets_;
 };
 
 class Worker {
@@ -168,13 +171,12 @@ void finish_rows(const Pass& pass, uint8_t* rows) {
 
 void gate_up(const Pass& pass, const GateUpInput& input, const GateUpOutput& output) {
   const Items items(pass, pass.layout->item_offsets.in<int32_t>(pass.workspace));
-  std::atomic<int64_t> counter{0};
+  ShardedItems sharded(pass.panels->gate_up.num_shards(),
+                       [&](int64_t shard) { return items.count(shard); });
   run_on_all(*pass.panels->executor, [&](int thread) {
     const Worker worker(pass, input, output, pass.scratch(thread));
-    ItemClaim claim(counter, items.count());
-    for (int64_t index; (index = claim.take()) >= 0;) {
-      worker.run(items.at(index), items.at(claim.peek()));
-    }
+    ItemClaim claim(sharded, pass.panels->topology->current_node());
+    while (const auto item = claim.take()) worker.run(items.at(item), items.at(claim.peek()));
   });
   if (output.rows != nullptr) finish_rows(pass, output.rows);
 }

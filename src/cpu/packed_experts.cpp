@@ -36,7 +36,8 @@ class LoadedExpert {
 };
 
 PackedStage make_stage(const WeightMatrix& matrix, int num_matrices, bool has_bias,
-                       int64_t num_experts, ActivationFormat format, const Kernels& kernels) {
+                       int64_t num_experts, ActivationFormat format, const Kernels& kernels,
+                       const NumaTopology& topology) {
   PackedStage stage;
   const bool wants_integer = format == ActivationFormat::kInt8Block32;
   stage.packing = choose_packing(matrix, wants_integer);
@@ -48,7 +49,13 @@ PackedStage make_stage(const WeightMatrix& matrix, int num_matrices, bool has_bi
   stage.num_inputs = matrix.cols;
   stage.num_panels = ceil_div<int64_t>(matrix.rows, kPanelRows);
   stage.num_matrices = num_matrices;
-  stage.panels = HugeBuffer(num_experts * stage.expert_bytes());
+  stage.panels_per_shard = ceil_div<int64_t>(stage.num_panels, topology.num_nodes);
+  const int64_t num_shards = ceil_div(stage.num_panels, stage.panels_per_shard);
+  for (int64_t shard = 0; shard < num_shards; ++shard) {
+    const int64_t panels = num_experts * num_matrices * stage.panels_of_shard(shard);
+    const HugeBuffer& buffer = stage.shards.emplace_back(panels * stage.packing.layout.panel_bytes);
+    if (num_shards > 1) topology.place(buffer.data(), buffer.bytes(), static_cast<int>(shard));
+  }
   const auto matrices = static_cast<size_t>(num_experts * num_matrices);
   stage.global_scales.assign(matrices, 1.0f);
   if (has_bias) {
@@ -99,10 +106,10 @@ class ExpertPacker {
     const Kernels& kernels = *panels_.kernels;
     const bool gated = spec.activation.gated();
     const bool gate_up_bias = !first.up_bias.empty() || !first.gate_bias.empty();
-    panels_.gate_up =
-        make_stage(first.up, gated ? 2 : 1, gate_up_bias, panels_.num_experts, format, kernels);
-    panels_.down =
-        make_stage(first.down, 1, !first.down_bias.empty(), panels_.num_experts, format, kernels);
+    panels_.gate_up = make_stage(first.up, gated ? 2 : 1, gate_up_bias, panels_.num_experts, format,
+                                 kernels, *panels_.topology);
+    panels_.down = make_stage(first.down, 1, !first.down_bias.empty(), panels_.num_experts, format,
+                              kernels, *panels_.topology);
   }
 
   /// Packs one more expert. False when there is none left, or packing failed.
@@ -211,8 +218,9 @@ class ExpertPacker {
 }  // namespace
 
 ExpertPanels pack_experts(const LayerSpec& spec, const ExpertSource& source,
-                          const LayerOptions& options) {
-  ExpertPanels panels{.spec = spec, .kernels = &select_kernels(options.cpu_isa)};
+                          const LayerOptions& options, const NumaTopology& topology) {
+  ExpertPanels panels{
+      .spec = spec, .kernels = &select_kernels(options.cpu_isa), .topology = &topology};
   panels.executor = options.executor != nullptr
                         ? std::shared_ptr<Executor>(std::shared_ptr<void>{}, options.executor)
                         : shared_pool(options.num_threads);

@@ -1,12 +1,14 @@
 #pragma once
 // Routed experts as the CPU kernels read them. Written once by pack_experts, read by every step.
 
+#include <algorithm>
 #include <memory>
 #include <vector>
 
 #include "cpu/activation_rows.h"
 #include "cpu/huge_buffer.h"
 #include "cpu/kernels.h"
+#include "cpu/numa.h"
 #include "cpu/pack_weights.h"
 #include "switchyard/layer.h"
 
@@ -22,15 +24,31 @@ struct PackedStage {
   int64_t num_inputs = 0;
   int64_t num_panels = 0;  ///< of one matrix
   int num_matrices = 1;    ///< 2: gate and up
-  HugeBuffer panels{};
+  /// One per memory node: of every expert the panels [first_panel(s), first_panel(s + 1)).
+  std::vector<HugeBuffer> shards{};
+  int64_t panels_per_shard = 1;
   std::vector<float> global_scales{};  ///< [E][num_matrices]
   std::vector<float> biases{};         ///< [E][num_matrices][num_panels * 32], or empty
   std::vector<float> smooth_scales{};  ///< [E][num_inputs], or empty
 
   int64_t expert_bytes() const { return num_panels * num_matrices * packing.layout.panel_bytes; }
+  int64_t packed_bytes() const {
+    int64_t bytes = 0;
+    for (const HugeBuffer& shard : shards) bytes += shard.bytes();
+    return bytes;
+  }
+  int num_shards() const { return static_cast<int>(shards.size()); }
+  int64_t first_panel(int64_t shard) const {
+    return std::min(shard * panels_per_shard, num_panels);
+  }
+  int64_t panels_of_shard(int64_t shard) const {
+    return first_panel(shard + 1) - first_panel(shard);
+  }
   const uint8_t* panel(int64_t expert, int64_t index, int matrix) const {
-    return panels.data() + expert * expert_bytes() +
-           (index * num_matrices + matrix) * packing.layout.panel_bytes;
+    const int64_t shard = index / panels_per_shard;
+    const int64_t local = expert * panels_of_shard(shard) + index - first_panel(shard);
+    return shards[static_cast<size_t>(shard)].data() +
+           (local * num_matrices + matrix) * packing.layout.panel_bytes;
   }
   float global_scale(int64_t expert, int matrix) const {
     return global_scales[static_cast<size_t>(expert * num_matrices + matrix)];
@@ -51,6 +69,7 @@ struct PackedStage {
 struct ExpertPanels {
   LayerSpec spec{};
   const Kernels* kernels = nullptr;
+  const NumaTopology* topology = nullptr;
   std::shared_ptr<Executor> executor{};
   int64_t num_experts = 0;
   PackedStage gate_up{};
@@ -74,6 +93,6 @@ struct ExpertPanels {
 /// Packs expert by expert, as many at a time as there are threads. Throws what `source` throws, or
 /// Error.
 ExpertPanels pack_experts(const LayerSpec& spec, const ExpertSource& source,
-                          const LayerOptions& options);
+                          const LayerOptions& options, const NumaTopology& topology);
 
 }  // namespace switchyard::cpu
