@@ -97,6 +97,11 @@ class Backend {
     throw Error(ErrorCode::kUnsupported, std::string("backend is ") + to_string(kind()) +
                                              "; only cpu and cuda have limits to measure");
   }
+  /// As switchyard::read_meter.
+  virtual std::function<double()> read_meter(int /*num_threads*/) const {
+    throw Error(ErrorCode::kUnsupported,
+                std::string("backend is ") + to_string(kind()) + "; only cpu has a read meter");
+  }
   /// As switchyard::time_calls.
   virtual CallTimes time_calls(int /*device*/, int /*count*/,
                                const std::function<void(int, Stream)>& /*call*/,

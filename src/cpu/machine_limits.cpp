@@ -7,6 +7,7 @@
 #include <atomic>
 #include <chrono>
 #include <cstring>
+#include <memory>
 
 #include "cpu/huge_buffer.h"
 #include "cpu/isa.h"
@@ -88,7 +89,39 @@ class Measurement {
   std::atomic<uint64_t> sink_{0};
 };
 
+/// Reads its memory part by part, so that each part has long left the caches.
+class ReadMeter {
+ public:
+  explicit ReadMeter(int num_threads)
+      : kernels_(select_kernels("")), pool_(shared_pool(num_threads)), memory_(kFootprint) {
+    std::memset(memory_.data(), 1, static_cast<size_t>(kFootprint));
+  }
+  double gbps() {
+    constexpr int64_t kBytes = int64_t{32} << 20;
+    const int num_threads = pool_->num_threads();
+    const int64_t share = kBytes / num_threads / 4096 * 4096;
+    const uint8_t* from = memory_.data() + next_;
+    next_ = (next_ + kBytes) % kFootprint;
+    const auto start = std::chrono::steady_clock::now();
+    run_on_all(*pool_, [&](int thread) {
+      sink_.fetch_add(kernels_.stream_read(from + thread * share, share));
+    });
+    return static_cast<double>(share * num_threads) / 1e9 / seconds_since(start);
+  }
+
+ private:
+  const Kernels& kernels_;
+  std::shared_ptr<Executor> pool_;  // of the layers: their threads are awake
+  HugeBuffer memory_;
+  int64_t next_ = 0;
+  std::atomic<uint64_t> sink_{0};
+};
+
 }  // namespace
+
+std::function<double()> make_read_meter(int num_threads) {
+  return [meter = std::make_shared<ReadMeter>(num_threads)] { return meter->gbps(); };
+}
 
 MachineLimits measure_machine(int num_threads) { return Measurement(num_threads).measure(); }
 

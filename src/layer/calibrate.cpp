@@ -35,6 +35,10 @@ MachineLimits measure_limits(BackendKind kind, int num_threads) {
   return calibrate(kind, num_threads).limits;
 }
 
+std::function<double()> read_meter(int num_threads) {
+  return backend_of({.backend = BackendKind::kCpu}).read_meter(num_threads);
+}
+
 CallTimes time_calls(int device, int count, const std::function<void(int, Stream)>& call,
                      double budget_s) {
   if (count < 1) {

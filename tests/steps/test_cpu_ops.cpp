@@ -274,6 +274,15 @@ TEST(CpuLimits, AreMeasuredAndPlausible) {
   EXPECT_THROW(measure_limits(BackendKind::kReference), Error);
 }
 
+TEST(CpuLimits, ReadMeterReadsAnywhereOfItsMemory) {
+  const auto meter = read_meter(2);
+  for (int i = 0; i < 40; ++i) {  // more parts than its memory has
+    const double gbps = meter();
+    EXPECT_GT(gbps, 0.1);
+    EXPECT_LT(gbps, 5000);
+  }
+}
+
 /// Runs everything on the calling thread and counts what it was given.
 class CountingExecutor final : public Executor {
  public:
