@@ -16,6 +16,7 @@ using Clock = std::chrono::steady_clock;
 
 constexpr uint64_t kRoutingSeed = 7;
 constexpr uint64_t kInputSeed = 11;
+constexpr double kMeterEveryUs = 4000;  // of timed calls: what a read may cost beside them
 constexpr size_t kMinSamples = 3;
 constexpr size_t kMaxSamples = 1000;
 
@@ -49,6 +50,7 @@ class Loop {
   Loop(const BenchModel& model, int64_t tokens, const MeasureOptions& options)
       : model_(model),
         skew_(options.skew),
+        read_meter_(options.read_meter),
         hidden_states_(random_hidden_states(tokens, model.spec.hidden_size)),
         output_(DataType::kBf16, {tokens, model.spec.hidden_size}),
         scratch_(make_scratch(model.layers.front(), tokens)),
@@ -74,13 +76,26 @@ class Loop {
     // The first call of a burst wakes the threads; where there is only one it is long enough not
     // to matter.
     if (calls_.size() > 1) forward(calls_[0]);
+    double before = plain_read();
+    double us_since_read = 0;
+    size_t first = result.samples.size();  // without a read after it
+    const auto read = [&] {
+      const double after = plain_read();
+      for (; first < result.samples.size(); ++first) {
+        result.samples[first].read_gbps = (before + after) / 2;
+      }
+      before = after;
+      us_since_read = 0;
+    };
     for (Call& call : calls_) {
       const auto begin = Clock::now();
       const size_t layer = forward(call);
       const double us = seconds_since(begin) * 1e6;
       record(call, layer, us, result, imbalances);
+      if ((us_since_read += us) >= kMeterEveryUs) read();
       if (result.samples.size() >= kMinSamples && seconds_since(start) > deadline_s) break;
     }
+    if (first < result.samples.size()) read();
   }
 
   /// All calls in one CUDA graph, each on the next layer in turn.
@@ -108,6 +123,8 @@ class Loop {
   double warm_fraction() const { return cache_.hit_fraction(); }
 
  private:
+  double plain_read() const { return read_meter_ ? read_meter_() : 0; }
+
   void draw(Call& call) {
     ++draw_;
     const uint64_t layer = draw_ % runners_.size();
@@ -130,7 +147,7 @@ class Loop {
     Runner::fetch(call.prepared);
     const auto experts = distinct_experts(call.topk_ids.view(), model_.spec.num_experts);
     for (const int32_t expert : experts) cache_.read(static_cast<int64_t>(layer), expert);
-    result.samples.push_back({us, static_cast<int64_t>(experts.size())});
+    result.samples.push_back({.us = us, .distinct_experts = static_cast<int64_t>(experts.size())});
     imbalances.push_back(imbalance(call.topk_ids.view(), model_.spec.num_experts));
   }
 
@@ -143,6 +160,7 @@ class Loop {
 
   const BenchModel& model_;
   double skew_;
+  std::function<double()> read_meter_;
   HostTensor hidden_states_;
   HostTensor output_;
   DeviceMemory scratch_;
@@ -185,13 +203,16 @@ Summary summarize(const BenchModel& model, const Measurement& measurement,
   std::vector<double> gbps;
   std::vector<double> limit_us;
   std::vector<double> read_us;
+  std::vector<double> read_gbps;
   std::vector<double> share;
   Summary summary;
   int64_t num_memory_bound = 0;
   for (const Sample& sample : measurement.samples) {
     const auto bytes =
         static_cast<double>(sample.distinct_experts * model.expert_bytes + model.shared_bytes);
-    read_us.push_back(machine.read_us(bytes));
+    read_us.push_back(sample.read_gbps > 0 ? bytes / (sample.read_gbps * 1e3)
+                                           : machine.read_us(bytes));
+    read_gbps.push_back(bytes / (read_us.back() * 1e3));
     const double floor_us = std::max(read_us.back(), peak_us);
     us.push_back(sample.us);
     gbps.push_back(bytes / (sample.us * 1e3));
@@ -210,6 +231,7 @@ Summary summarize(const BenchModel& model, const Measurement& measurement,
   summary.limit_us = median(limit_us);
   summary.share = median(share);
   summary.read_us = median(read_us);
+  summary.read_gbps = median(read_gbps);
   summary.memory_bound = 2.0 * static_cast<double>(num_memory_bound) >= num_samples;
   return summary;
 }

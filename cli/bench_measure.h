@@ -2,6 +2,7 @@
 // The timing loop of `bench`, and what its samples say against the machine's limits.
 
 #include <cstdint>
+#include <functional>
 #include <vector>
 
 #include "cli/bench_model.h"
@@ -13,6 +14,7 @@ namespace switchyard::cli {
 struct Sample {
   double us = 0;
   int64_t distinct_experts = 0;
+  double read_gbps = 0;  ///< cpu: of plain reads just before and after; 0: none were timed
 };
 
 /// Timed forwards of one token count, every one with its own routing on the next layer in turn.
@@ -29,6 +31,7 @@ struct MeasureOptions {
   double skew = 0;
   double budget_s = 1;
   int64_t l3_bytes = 0;
+  std::function<double()> read_meter{};  ///< GB/s of a plain read; not on a GPU
 };
 /// On a GPU every sample is the same: the median time per call of one CUDA graph.
 Measurement measure(const BenchModel& model, int64_t tokens, const MeasureOptions& options);
@@ -42,8 +45,9 @@ struct Summary {
   double gbps = 0;              ///< distinct routed experts and shared experts, once each
   double gflops = 0;
   double limit_us = 0;
-  double share = 0;    ///< limit over time
-  double read_us = 0;  ///< a plain read of the same bytes
+  double share = 0;      ///< limit over time
+  double read_us = 0;    ///< a plain read of the same bytes
+  double read_gbps = 0;  ///< of that read
   bool memory_bound = true;
 };
 Summary summarize(const BenchModel& model, const Measurement& measurement,

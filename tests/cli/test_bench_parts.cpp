@@ -242,7 +242,9 @@ TEST(Summary, SetsEverySampleAgainstItsOwnExperts) {
   model.shared_bytes = 500000;
   Measurement measurement;
   measurement.tokens = 1;
-  measurement.samples = {{400, 2}, {200, 1}, {1000, 5}};
+  measurement.samples = {{.us = 400, .distinct_experts = 2},
+                         {.us = 200, .distinct_experts = 1},
+                         {.us = 1000, .distinct_experts = 5}};
   Calibration machine;
   machine.limits.read_gbps = 10;
   machine.limits.f32_gflops = 1000;
@@ -254,6 +256,12 @@ TEST(Summary, SetsEverySampleAgainstItsOwnExperts) {
   EXPECT_DOUBLE_EQ(summary.share, 0.625);
   EXPECT_DOUBLE_EQ(summary.gflops, 12000 / 400e3);
   EXPECT_TRUE(summary.memory_bound);
+
+  // Reads timed beside a sample are its limit.
+  measurement.samples[0].read_gbps = 20;
+  const Summary beside = summarize(model, measurement, machine);
+  EXPECT_DOUBLE_EQ(beside.share, 0.55);  // of 125 / 400, 150 / 200 and 550 / 1000
+  EXPECT_DOUBLE_EQ(beside.read_gbps, 10);
 }
 
 TEST(Calibration, ReadsBetweenTheMeasuredSizes) {
