@@ -11,6 +11,14 @@
 
 namespace switchyard::cuda::sm90 {
 
+/// The largest magnitudes of f32 rows that whoever reads them rounds to E4M3 or INT8.
+struct RowMaxima {
+  uint32_t* bits =
+      nullptr;         ///< [rows][groups] of |value|; 0 before the first value; or no rounding
+  int32_t groups = 1;  ///< of 128 columns; 1: the whole row
+  Format format = Format::kFp8E4m3;
+};
+
 struct DecodeArgs {
   // Sorted rows (ops::SortArgs); a block of unit_size of them is one tile.
   const int32_t* sorted_ids = nullptr;
@@ -26,6 +34,7 @@ struct DecodeArgs {
 
   // Rows of the input: K elements, 16-byte aligned, of the operand's element type.
   const void* tokens = nullptr;
+  RowMaxima token_maxima{};             ///< f32 tokens, rounded by the loader; units of 8
   int64_t token_row_bytes = 0;          ///< from row to row
   int32_t token_bytes = 0;              ///< of K elements: zeros from there
   bool tokens_per_pair = false;         ///< row = token * top_k + slot, else the token
@@ -47,7 +56,9 @@ struct DecodeArgs {
   DataType output_type = DataType::kF32;
   int32_t output_columns = 0;
 
-  /// The output (f32 then) rounded as well, a group by whoever finishes its last column.
+  // The output (f32 then) as the next GEMM's tokens: with its maxima, or for units of more than 8,
+  // whose tokens many lanes read, rounded as well, a group by whoever finishes its last column.
+  RowMaxima maxima{};
   RoundedRows rounded{};
   const float* rounded_channels = nullptr;  ///< [E][output_columns], multiply first, or null
   uint32_t* rounded_counters = nullptr;     ///< per block and group; 0 before, 0 after

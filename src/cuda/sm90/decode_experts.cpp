@@ -100,7 +100,9 @@ struct DecodeExperts::Places {
   int64_t sorted_rows = 0;
   int64_t num_lanes = 0;
   WorkspaceRegion sorted_ids, sorted_weights, sorted_expert_ids, num_valid_ids, sort_scratch;
-  WorkspaceRegion counters;  ///< of cuts in gate_up and in down, then of rounded groups
+  /// Of cuts in gate_up and in down; then RowMaxima of the hidden rows, or counters of their
+  /// rounded groups.
+  WorkspaceRegion counters;
   WorkspaceRegion partials;
   WorkspaceRegion token_codes, token_scales;
   WorkspaceRegion hidden, hidden_codes, hidden_scales;
@@ -180,8 +182,9 @@ DecodeExperts::Places DecodeExperts::places(int64_t num_tokens, int64_t top_k) c
   p.num_valid_ids = carver.take(8);
   p.sort_scratch = carver.take(sort_scratch_bytes(num_tokens, top_k, spec_.num_experts));
   const ActivationStorage storage = activation_storage(activations_);
-  const int64_t rounded =
-      quantised() ? p.sorted_rows / p.unit_size * scale_cols(storage.scale_block, inner) : 0;
+  const int64_t rounded = quantised() ? std::max(pairs, p.sorted_rows / p.unit_size) *
+                                            scale_cols(storage.scale_block, inner)
+                                      : 0;
   p.counters = carver.take(align_up<int64_t>((2 * lanes + rounded) * 4, 16));
   const int64_t chunks = std::max(gate_up_.steps.num_chunks(), down_.steps.num_chunks());
   p.partials = carver.take(decode_partial_bytes(lanes, chunks, p.unit_size));
@@ -322,14 +325,23 @@ void DecodeExperts::set_hidden(const Batch& batch, DecodeArgs& gate_up, DecodeAr
   down.token_row_bytes = cols * 2;
   down.token_bytes = static_cast<int32_t>(cols * 2);
   if (!quantised()) return;
+  down.token_scale_groups = scale_groups(cols);
+  gate_up.rounded_channels = down_.packed->rows().smooth_scales;
+  uint32_t* words = gate_up.counters + 2 * batch.places.num_lanes;
+  if (!one_scale() && gate_up.unit_size <= 8) {
+    down.token_row_bytes = cols * 4;
+    down.token_bytes = static_cast<int32_t>(cols);
+    down.token_maxima = gate_up.maxima = {.bits = words,
+                                          .groups = down.token_scale_groups,
+                                          .format = activation_storage(activations_).format};
+    return;
+  }
   const RoundedRows codes = rounded_rows(cols, batch.places.hidden_codes.in(batch.workspace),
                                          batch.places.hidden_scales.in(batch.workspace));
   set_codes(codes, down);
-  down.token_scale_groups = scale_groups(cols);
   if (one_scale()) return;  // known when all rows are
   gate_up.rounded = codes;
-  gate_up.rounded_channels = down_.packed->rows().smooth_scales;
-  gate_up.rounded_counters = gate_up.counters + 2 * batch.places.num_lanes;
+  gate_up.rounded_counters = words;
 }
 
 RoundedRows DecodeExperts::rounded_rows(int64_t cols, void* codes, void* scales) const {

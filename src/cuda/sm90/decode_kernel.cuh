@@ -137,6 +137,48 @@ class TokenLoader {
 
   __device__ void load(const DecodeWalk& walk) {
     if (walk.block != block_) enter_block(walk.block);
+    // Where K is one step, the slots soon hold the block's tokens all.
+    const bool there = a_.steps.num_steps == 1 && loads_ >= walk.num_slots;
+    ++loads_;
+    if constexpr (kCanRound) {
+      if (a_.token_maxima.bits != nullptr) {
+        if (!there) round_tokens(walk);
+        if constexpr (Operand::kBlockScales) load_row_scales(walk);
+        async_copy_wait();
+        fence_async_shared();
+        return barrier_arrive(memory_.full + walk.slot);
+      }
+    }
+    if (!there) copy_tokens(walk);
+    if constexpr (Operand::kBlockScales) {
+      if (!there) load_token_scales(walk);
+      load_row_scales(walk);
+    }
+    async_copy_arrive(memory_.full + walk.slot);
+  }
+
+  /// Reads the lists alone.
+  __device__ void enter_block(int32_t block) {
+    block_ = block;
+    loads_ = 0;
+    const int64_t expert = a_.sorted_expert_ids[block];
+    if constexpr (Operand::kBlockScales) {
+      row_scales_ = a_.row_scales + (expert * a_.num_rows + lane_ % 2) * a_.row_scale_groups;
+    }
+    num_rows_ = 0;
+#pragma unroll
+    for (int i = 0; i < kRows; ++i) {
+      const int row = lane_ + 32 * i;
+      rows_[i] = row < a_.unit_size ? token_row(a_, a_.sorted_ids[block * a_.unit_size + row]) : -1;
+      num_rows_ += __popc(__ballot_sync(~0u, rows_[i] >= 0));
+    }
+  }
+
+ private:
+  static constexpr int kRows = kMaxN <= 32 ? 1 : 2;  // of a thread
+  static constexpr bool kCanRound = kMaxN <= 8 && Operand::kMma != MmaType::kBf16;
+
+  __device__ void copy_tokens(const DecodeWalk& walk) const {
     const uint32_t to =
         shared_address(memory_.ring) + static_cast<uint32_t>((walk.slot + 1) * shared_.slot_bytes -
                                                              shared_.token_bytes + lane_ / 8 * 128);
@@ -156,31 +198,45 @@ class TokenLoader {
                       column + b * 128 < a_.token_bytes);
       }
     }
-    if constexpr (Operand::kBlockScales) load_scales(walk);
-    async_copy_arrive(memory_.full + walk.slot);
   }
 
-  /// Reads the lists alone.
-  __device__ void enter_block(int32_t block) {
-    block_ = block;
-    const int64_t expert = a_.sorted_expert_ids[block];
-    if constexpr (Operand::kBlockScales) {
-      row_scales_ = a_.row_scales + (expert * a_.num_rows + lane_ % 2) * a_.row_scale_groups;
-    }
-    num_rows_ = 0;
-#pragma unroll
-    for (int i = 0; i < kRows; ++i) {
-      const int row = lane_ + 32 * i;
-      rows_[i] = row < a_.unit_size ? token_row(a_, a_.sorted_ids[block * a_.unit_size + row]) : -1;
-      num_rows_ += __popc(__ballot_sync(~0u, rows_[i] >= 0));
+  /// f32 tokens: a lane rounds 16 columns of a row at a time.
+  __device__ void round_tokens(const DecodeWalk& walk) const {
+    constexpr int kLanesOfRow = Operand::kTokenBlocks * 8;
+    static_assert(kLanesOfRow <= 32);
+    const RowMaxima& maxima = a_.token_maxima;
+    const int part = lane_ % kLanesOfRow;
+    const int32_t column = (walk.k_step() * kLanesOfRow + part) * 16;
+    const bool exists = column < a_.token_bytes;
+    char* to = memory_.ring + (walk.slot + 1) * shared_.slot_bytes - shared_.token_bytes +
+               part / 8 * a_.unit_size * 128;
+    float* scales =
+        memory_.scales + walk.slot * (shared_.scale_bytes / 4) + part / 8 * (a_.unit_size + 2);
+    for (int first = 0; first < num_rows_; first += 32 / kLanesOfRow) {
+      const int row = first + lane_ / kLanesOfRow;
+      const int32_t source = __shfl_sync(~0u, rows_[0], row % 32);
+      if (row >= num_rows_) continue;
+      uint4 codes{0, 0, 0, 0};
+      BlockScale scale{1.0f, 0.0f};
+      if (exists) {
+        const auto* from = reinterpret_cast<const float4*>(
+            static_cast<const char*>(a_.tokens) + source * a_.token_row_bytes + column * 4);
+        const float4 v[4] = {__ldcg(from), __ldcg(from + 1), __ldcg(from + 2), __ldcg(from + 3)};
+        const int32_t group = maxima.groups == 1 ? 0 : column / 128;
+        scale = block_scale({.format = maxima.format},
+                            __ldcg(maxima.bits + source * maxima.groups + group));
+        codes = {four_codes(maxima.format, v[0], scale.inverse),
+                 four_codes(maxima.format, v[1], scale.inverse),
+                 four_codes(maxima.format, v[2], scale.inverse),
+                 four_codes(maxima.format, v[3], scale.inverse)};
+      }
+      *reinterpret_cast<uint4*>(to + row * 128 + (part ^ row) % 8 * 16) = codes;
+      if (Operand::kBlockScales && part % 8 == 0) scales[row] = scale.stored;
     }
   }
 
- private:
-  static constexpr int kRows = kMaxN <= 32 ? 1 : 2;  // of a thread
-
-  /// Scales of the step's 128-column blocks: one per token, then those of the gate and up rows.
-  __device__ void load_scales(const DecodeWalk& walk) {
+  // Scales of the step's 128-column blocks: one per token, then those of the gate and up rows.
+  __device__ void load_token_scales(const DecodeWalk& walk) const {
     const int width = a_.unit_size + 2;
     const uint32_t to =
         shared_address(memory_.scales) + static_cast<uint32_t>(walk.slot * shared_.scale_bytes);
@@ -198,6 +254,12 @@ class TokenLoader {
                      !per_block || group < a_.token_scale_groups);
       }
     }
+  }
+  __device__ void load_row_scales(const DecodeWalk& walk) const {
+    const int width = a_.unit_size + 2;
+    const uint32_t to =
+        shared_address(memory_.scales) + static_cast<uint32_t>(walk.slot * shared_.scale_bytes);
+    const int32_t first_block = walk.k_step() * Operand::kTokenBlocks;
     if (lane_ < 2 * Operand::kTokenBlocks) {
       const int32_t group = first_block + lane_ / 2;
       async_copy_4(to + static_cast<uint32_t>(lane_ / 2 * width + a_.unit_size + lane_ % 2) * 4,
@@ -213,6 +275,7 @@ class TokenLoader {
   const LaneMemory& memory_;
   const int lane_;
   int32_t block_ = -1;
+  int32_t loads_ = 0;  ///< of the block
   int32_t rows_[kRows]{};
   int num_rows_ = 0;
   const float* row_scales_ = nullptr;
@@ -228,16 +291,26 @@ __device__ uint32_t step_bytes(const typename Operand::Args& weights, int k_step
   }
 }
 
-/// One thread: all weights of the lane.
+/// The first tokens are asked for before the first weights, which keep the memory busy for the
+/// time of several such loads.
+__device__ inline void producers_meet(int lane) {
+  constexpr int kFirstBarrier = 8;  // consumers have the ones before
+  named_barrier(kFirstBarrier + lane, 2 * 32);
+}
+
+/// One warp, of which a thread brings all weights of the lane.
 template <class Operand>
 __device__ void bring_weights(const DecodeParams<Operand>& p, const LaneMemory& memory,
                               int lane_id) {
   const DecodeArgs& a = p.args;
   if constexpr (requires { Operand::prefetch(p.weights); }) Operand::prefetch(p.weights);
   if (!a.lists_ready) wait_for_previous_kernel();
-  int32_t block = -1, expert = 0;
-  for (DecodeWalk walk(schedule_of(p), a.steps, lane_id, p.shared.slots); !walk.done();
-       walk.advance()) {
+  DecodeWalk walk(schedule_of(p), a.steps, lane_id, p.shared.slots);
+  int32_t block = walk.block;
+  int32_t expert = walk.done() ? 0 : a.sorted_expert_ids[block];
+  if (!a.lists_ready) producers_meet(lane_id % p.lanes);
+  if (threadIdx.x % 32 != 0) return;
+  for (; !walk.done(); walk.advance()) {
     if (walk.block != block) {
       block = walk.block;
       expert = a.sorted_expert_ids[block];
@@ -255,11 +328,17 @@ __device__ void bring_weights(const DecodeParams<Operand>& p, const LaneMemory& 
 template <class Operand, int kMaxN>
 __device__ void bring_tokens(const DecodeParams<Operand>& p, const LaneMemory& memory,
                              int lane_id) {
-  if (!p.args.lists_ready) wait_for_previous_kernel();
+  const bool lists_ready = p.args.lists_ready;
+  if (!lists_ready) wait_for_previous_kernel();
   TokenLoader<Operand, kMaxN> tokens(p.args, p.shared, memory);
   DecodeWalk walk(schedule_of(p), p.args.steps, lane_id, p.shared.slots);
   if (!walk.done()) tokens.enter_block(walk.block);
-  if (p.args.lists_ready) wait_for_previous_kernel();
+  if (lists_ready) wait_for_previous_kernel();
+  if (!walk.done()) {
+    tokens.load(walk);  // the slot is empty
+    walk.advance();
+  }
+  if (!lists_ready) producers_meet(lane_id % p.lanes);
   for (; !walk.done(); walk.advance()) {
     barrier_wait(memory.empty + walk.slot, walk.phase ^ 1);
     tokens.load(walk);
@@ -308,7 +387,9 @@ class Consumer {
       } else {
         if constexpr (kMaxN >= 64) row_block.template operator()<64>();
       }
-      if (finished && a_.rounded.codes != nullptr) round_finished_group(run.row_block);
+      if constexpr (kMaxN > 8) {
+        if (finished && a_.rounded.codes != nullptr) round_finished_group(run.row_block);
+      }
     }
   }
 
@@ -347,9 +428,14 @@ class Consumer {
   __device__ void read_scales() {
     scales_known_ = true;
     if (row_ >= 0) {
-      memory_.table[thread_].scale = Operand::kBlockScales || a_.token_scales == nullptr
-                                         ? 1.0f
-                                         : a_.token_scales[row_ * a_.token_scale_groups];
+      float scale = 1.0f;  // block scales are applied while adding up
+      if (!Operand::kBlockScales && a_.token_maxima.bits != nullptr) {
+        scale = block_scale({.format = a_.token_maxima.format}, __ldcg(a_.token_maxima.bits + row_))
+                    .stored;
+      } else if (!Operand::kBlockScales && a_.token_scales != nullptr) {
+        scale = a_.token_scales[row_ * a_.token_scale_groups];
+      }
+      memory_.table[thread_].scale = scale;
     }
     meet();
   }
@@ -542,20 +628,38 @@ class Consumer {
         }
       }
     }
-    if (!used) return;
 #pragma unroll 1
     for (int r = 0; r < (gated_ ? 1 : 2); ++r) {
-      store(row, column, a_.activate ? apply_activation(a_.activation, gate, up) : up);
+      float value = a_.activate ? apply_activation(a_.activation, gate, up) : up;
+      if (!a_.weight_before_bias) value *= row.weight;
+      const bool exists = used && column < a_.output_columns;
+      if (a_.maxima.bits != nullptr) value = note_maximum(row, column, exists, value);
+      if (exists) {
+        store_one(a_.output, a_.output_type,
+                  static_cast<int64_t>(row.pair) * a_.output_columns + column, value);
+      }
       up = v[1];
       column += kRowStep;
     }
   }
 
-  __device__ void store(const DecodeRow& row, int32_t column, float value) const {
-    if (column >= a_.output_columns) return;
-    if (!a_.weight_before_bias) value *= row.weight;
-    store_one(a_.output, a_.output_type,
-              static_cast<int64_t>(row.pair) * a_.output_columns + column, value);
+  /// The value as it will be rounded. Lanes with one token have neighbouring columns of one group.
+  __device__ float note_maximum(const DecodeRow& row, int32_t column, bool exists,
+                                float value) const {
+    if (exists && a_.rounded_channels != nullptr) {
+      value = flushed_product(
+          value, a_.rounded_channels[static_cast<int64_t>(expert_) * a_.output_columns + column]);
+    }
+    uint32_t bits = exists ? __float_as_uint(value) & 0x7fffffffu : 0;
+#pragma unroll
+    for (int lanes = 4; lanes < 32; lanes *= 2) {
+      bits = max(bits, __shfl_xor_sync(~0u, bits, lanes));
+    }
+    if (exists && thread_ % 32 < 4) {
+      const int32_t group = a_.maxima.groups == 1 ? 0 : column / 128;
+      atomicMax(a_.maxima.bits + row.pair * a_.maxima.groups + group, bits);
+    }
+    return value;
   }
 
   /// Rounds the group of columns that this row block belongs to, if it was the last missing one.
@@ -617,8 +721,7 @@ __global__ void __launch_bounds__(decode_lanes(kMaxN) * kLaneThreads, 1)
   const LaneMemory memory(shared_memory, p.shared, lane, p.args.unit_size);
   if (warp >= kConsumerWarps) {
     if (warp % 2 != 0) return bring_tokens<Operand, kMaxN>(p, memory, lane_id);
-    if (threadIdx.x % 32 == 0) bring_weights(p, memory, lane_id);
-    return;
+    return bring_weights(p, memory, lane_id);
   }
   if (!p.args.lists_ready) wait_for_previous_kernel();
   Consumer<Operand> consumer(p, memory, lane_id);

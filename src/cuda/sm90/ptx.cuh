@@ -167,6 +167,11 @@ __device__ __forceinline__ void async_copy_arrive(uint64_t* barrier) {
                : "memory");
 }
 
+/// This thread's copies have arrived.
+__device__ __forceinline__ void async_copy_wait() {
+  asm volatile("cp.async.wait_all;" ::: "memory");
+}
+
 // ---- wgmma
 /// K-major operand with the 128-byte swizzle: rows of 128 bytes, groups of 8 rows 1024 bytes apart,
 /// 1024-byte aligned; 32 bytes of K further is address + 32.
