@@ -15,9 +15,12 @@ struct GroupedGemmConfig {
   int block_m = 0;     ///< rows of a tile: 64 per consumer warpgroup; also the sort's unit size
   int block_n = 0;     ///< weight rows of a tile
   int num_stages = 0;  ///< depth of the shared-memory ring
+  /// Warpgroups side by side, each with a share of the columns: where there are few rows, one
+  /// warpgroup alone would spend more time between its products than in them.
+  int num_sides = 1;
 
   constexpr bool operator==(const GroupedGemmConfig&) const = default;
-  SWITCHYARD_HOST_DEVICE constexpr int num_consumers() const { return block_m / 64; }
+  SWITCHYARD_HOST_DEVICE constexpr int num_consumers() const { return block_m / 64 * num_sides; }
   /// The last warpgroup loads.
   SWITCHYARD_HOST_DEVICE constexpr int num_threads() const { return (num_consumers() + 1) * 128; }
 };
@@ -30,13 +33,14 @@ inline constexpr int64_t kSm90SharedBytes = 227 * 1024;
 struct GroupedGemmShared {
   int rows = 0, weights = 0;
   int margins = 0;  ///< kMargins times what belongs to a tile's rows and columns
-  int tiles = 0;    ///< and which tile that is
+  int tickets = 0;  ///< which tile that is, and whose
   int full = 0, empty = 0, margin_full = 0, margin_empty = 0;
   int bytes = 0;
 };
 /// Tiles in flight between producer and consumers: with two k blocks a tile, a ring of five stages
 /// spans three.
 inline constexpr int kMargins = 4;
+inline constexpr int kTicketBytes = 16;
 /// Three words per row (output row, scale, weight), two per column (scale, bias).
 SWITCHYARD_HOST_DEVICE constexpr int margin_words(const GroupedGemmConfig& c) {
   return 3 * c.block_m + 2 * c.block_n;
@@ -47,8 +51,8 @@ SWITCHYARD_HOST_DEVICE constexpr GroupedGemmShared shared_layout(const GroupedGe
   GroupedGemmShared s;
   s.weights = c.num_stages * c.block_m * kGemmBlockBytes;
   s.margins = s.weights + c.num_stages * c.block_n * kGemmBlockBytes;
-  s.tiles = s.margins + kMargins * margin_words(c) * 4;
-  s.full = s.tiles + kMargins * 8;
+  s.tickets = s.margins + kMargins * margin_words(c) * 4;
+  s.full = s.tickets + kMargins * kTicketBytes;
   s.empty = s.full + c.num_stages * kBarrierBytes;
   s.margin_full = s.empty + c.num_stages * kBarrierBytes;
   s.margin_empty = s.margin_full + kMargins * kBarrierBytes;
@@ -63,8 +67,10 @@ SWITCHYARD_HOST_DEVICE constexpr const char* why_invalid(const GroupedGemmConfig
     return "block_m must be a positive multiple of wgmma's M, 64";
   }
   if (c.num_consumers() > 3) return "the register file holds three consumer warpgroups";
-  if (c.block_n % 128 != 0 || c.block_n < 128) {
-    return "block_n must be a positive multiple of 128, the rows that share a scale";
+  if (c.num_sides < 1 || c.block_n % (128 * c.num_sides) != 0 || c.block_n < 128) {
+    return "every side's share of block_n must be a positive multiple of 128, the rows that share "
+           "a "
+           "scale";
   }
   if (c.block_n > 256) return "wgmma's N and a box of the copy engine end at 256";
   if (c.num_stages < 2) return "the ring needs two stages";
@@ -77,8 +83,11 @@ SWITCHYARD_HOST_DEVICE constexpr const char* why_invalid(const GroupedGemmConfig
 inline constexpr GroupedGemmConfig kTallTile{.block_m = 192, .block_n = 128, .num_stages = 5};
 inline constexpr GroupedGemmConfig kSquareTile{.block_m = 128, .block_n = 128, .num_stages = 6};
 inline constexpr GroupedGemmConfig kWideTile{.block_m = 128, .block_n = 256, .num_stages = 4};
+inline constexpr GroupedGemmConfig kLowTile{
+    .block_m = 64, .block_n = 256, .num_stages = 5, .num_sides = 2};
 static_assert(why_invalid(kTallTile) == nullptr);
 static_assert(why_invalid(kSquareTile) == nullptr);
 static_assert(why_invalid(kWideTile) == nullptr);
+static_assert(why_invalid(kLowTile) == nullptr);
 
 }  // namespace switchyard

@@ -1,10 +1,13 @@
 #pragma once
-// How long the prefill GEMM takes under a config, in clocks of the matrix units: what select_config
-// compares and plan() prints.
+// How long the prefill GEMM takes under a config, in clocks of the matrix units: what chooses the
+// configs of a batch and what plan() prints.
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
+#include <vector>
 
+#include "core/cost_model.h"
 #include "core/grouped_gemm_config.h"
 
 namespace switchyard {
@@ -17,26 +20,52 @@ struct GroupedGemmWork {
   bool gathers = false;
   bool scales_blocks = false;  ///< promotes every k block
 };
+/// With every expert as likely as any other.
+inline GroupedGemmWork grouped_gemm_work(int64_t num_experts, int64_t top_k, int64_t num_tokens,
+                                         int64_t weight_rows, int64_t row_bytes, bool gathers,
+                                         bool scales_blocks) {
+  const double experts = expected_distinct_experts(num_experts, top_k, num_tokens);
+  return {.experts = experts,
+          .rows_per_expert = static_cast<double>(num_tokens * top_k) / std::max(experts, 1.0),
+          .weight_rows = weight_rows,
+          .row_bytes = row_bytes,
+          .gathers = gathers,
+          .scales_blocks = scales_blocks};
+}
 
 namespace gemm_cost {
 
-// H200, measured per k block and tile over R1 EP8 and TP8 at T = 8192 (docs/decisions.md).
+// H200, fitted to results/h200/prefill.json (docs/decisions.md).
 inline constexpr double kStartClocks = 2600;       ///< of a tile
 inline constexpr double kClocksPerOutput = 0.035;  ///< of its end
-inline constexpr double kIssueClocks = 30;         ///< of a k block, beside its products
-inline constexpr double kPromotionClocks = 230;    ///< with block scales: hardly hidden
-inline constexpr double kBytesPerClock = 58;       ///< L2 to one SM, rows and weights
-inline constexpr double kGatherStart = 320;        ///< of a k block whose rows are gathered
+/// Between two products of a warpgroup: issue alone, and with the sums promoted and scaled.
+inline constexpr double kIssueClocks = 110;
+inline constexpr double kPromotionClocks = 470;
+inline constexpr double kBytesPerClock = 58;  ///< L2 to one SM, rows and weights
+inline constexpr double kGatherStart = 320;   ///< of a k block whose rows are gathered
 inline constexpr double kGatherClocksPerRow = 3.05;
 inline constexpr double kMatrixClock = 1.55e9;  ///< Hz under full matrix load
+inline constexpr double kReadBytesPerClock = 4.4e12 / kMatrixClock;
+
+/// Clocks between two k blocks when `warpgroups` take turns at the matrix unit, each for `products`
+/// clocks with `pause` clocks in between: a closed queue.
+inline double turn_clocks(int warpgroups, double products, double pause) {
+  double stay = products;
+  for (int n = 2; n <= warpgroups; ++n) {
+    stay = products * (1 + (n - 1) * stay / (stay + pause));
+  }
+  return stay + pause;
+}
 
 /// Clocks of one k block of a tile with `waves` times 64 rows.
 inline double k_block_clocks(const GroupedGemmConfig& c, const GroupedGemmWork& work, int waves) {
   const int rows = waves * kGemmWaveRows;
-  const double products = 2.0 * c.block_n * waves + kIssueClocks;
+  const double products = 2.0 * c.block_n / c.num_sides;
+  const double turns = turn_clocks(waves * c.num_sides, products,
+                                   work.scales_blocks ? kPromotionClocks : kIssueClocks);
   const double supply = (rows + c.block_n) * kGemmBlockBytes / kBytesPerClock;
   const double gather = work.gathers ? kGatherStart + kGatherClocksPerRow * rows : 0;
-  return std::max({products, supply, gather}) + (work.scales_blocks ? kPromotionClocks : 0);
+  return std::max({turns, supply, gather});
 }
 
 /// Clocks of all row blocks of one expert with `rows` rows, for one column of tiles.
@@ -47,7 +76,7 @@ inline double expert_clocks(const GroupedGemmConfig& c, const GroupedGemmWork& w
   const double full = std::floor(rows / c.block_m);
   const double rest = rows - full * c.block_m;
   const int rest_waves = static_cast<int>(std::ceil(rest / kGemmWaveRows));
-  return full * tile(c.num_consumers()) + (rest_waves > 0 ? tile(rest_waves) : 0.0);
+  return full * tile(c.block_m / kGemmWaveRows) + (rest_waves > 0 ? tile(rest_waves) : 0.0);
 }
 
 }  // namespace gemm_cost
@@ -67,7 +96,33 @@ inline double grouped_gemm_clocks(const GroupedGemmConfig& c, const GroupedGemmW
   // The last tiles of the grid run beside idle SMs, half a tile on average.
   const double tile =
       gemm_cost::expert_clocks(c, work, std::min(mean, static_cast<double>(c.block_m)));
-  return std::max(work.experts * columns * of_expert / num_sms + tile / 2, tile);
+  const double read = work.experts * static_cast<double>(work.weight_rows * work.row_bytes) /
+                      gemm_cost::kReadBytesPerClock;
+  return std::max({work.experts * columns * of_expert / num_sms + tile / 2, tile, read});
+}
+
+/// Both GEMMs of a layer share the sorted rows: gate_up's height is the sort's unit, and down's
+/// divides it.
+struct GroupedGemmConfigs {
+  GroupedGemmConfig gate_up{}, down{};
+};
+inline GroupedGemmConfigs best_configs(const std::vector<GroupedGemmConfig>& configs,
+                                       const GroupedGemmWork& gate_up, const GroupedGemmWork& down,
+                                       int num_sms) {
+  GroupedGemmConfigs best;
+  double least = std::numeric_limits<double>::infinity();
+  for (const GroupedGemmConfig& first : configs) {
+    for (const GroupedGemmConfig& second : configs) {
+      if (first.block_m % second.block_m != 0) continue;
+      const double clocks =
+          grouped_gemm_clocks(first, gate_up, num_sms) + grouped_gemm_clocks(second, down, num_sms);
+      if (clocks < least) {
+        least = clocks;
+        best = {first, second};
+      }
+    }
+  }
+  return best;
 }
 
 }  // namespace switchyard

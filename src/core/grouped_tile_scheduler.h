@@ -38,4 +38,18 @@ struct GroupedTileScheduler {
   }
 };
 
+/// How many neighbouring tiles of a row block a CTA takes at a time: what belongs to the rows is
+/// then fetched once, which takes longer than a tile of few k blocks. Enough units must stay for
+/// all.
+constexpr int32_t unit_columns(int32_t num_row_blocks, int32_t num_columns, int32_t num_k_blocks,
+                               int32_t num_sms) {
+  constexpr int32_t kBlocks = 16, kMost = 8, kUnitsPerSm = 8;
+  int32_t columns = 1;
+  while (columns < kMost && 2 * columns * num_k_blocks <= kBlocks &&
+         int64_t{num_row_blocks} * ceil_div(num_columns, 2 * columns) >= kUnitsPerSm * num_sms) {
+    columns *= 2;
+  }
+  return columns;
+}
+
 }  // namespace switchyard

@@ -64,9 +64,9 @@ TEST(GroupedGemmConfig, SharedMemoryRegionsFollowEachOther) {
     EXPECT_GE(s.weights, s.rows + c.num_stages * c.block_m * kGemmBlockBytes);
     EXPECT_GE(s.margins, s.weights + c.num_stages * c.block_n * kGemmBlockBytes);
     EXPECT_EQ(s.margins % 16, 0);
-    EXPECT_GE(s.tiles, s.margins + kMargins * margin_words(c) * 4);
-    EXPECT_EQ(s.tiles % 8, 0);
-    EXPECT_GE(s.full, s.tiles + kMargins * 8);
+    EXPECT_GE(s.tickets, s.margins + kMargins * margin_words(c) * 4);
+    EXPECT_EQ(s.tickets % 8, 0);
+    EXPECT_GE(s.full, s.tickets + kMargins * kTicketBytes);
     EXPECT_EQ(s.full % 8, 0);
     EXPECT_GE(s.empty, s.full + c.num_stages * 8);
     EXPECT_GE(s.margin_full, s.empty + c.num_stages * 8);

@@ -4,8 +4,10 @@
 
 #include <gtest/gtest.h>
 
-#include <numeric>
+#include <cstring>
+#include <optional>
 #include <string>
+#include <tuple>
 
 #include "core/expert_sort.h"
 #include "cuda/sm90/experts.h"
@@ -192,92 +194,149 @@ TEST(GpuSm90Gemm, LongSumsStayAccurate) {
   }
 }
 
-/// down alone through every tile: the same bits.
-TEST(GpuSm90Gemm, TilesDoNotChangeBits) {
-  constexpr int64_t kExperts = 7, kTopK = 3, kTokens = 500, kColumns = 1040, kRows = 400;
-  namespace sm90 = cuda::sm90;
-  for (const Operands& operands : kOperands) {
-    if (operands.smooth) continue;  // the same kernels as without
-    SCOPED_TRACE(name(spec_of(operands, kExperts, kTopK, kRows, kColumns), kTokens));
+/// One GEMM of random operands, to be run under any tile.
+class OneGemm {
+ public:
+  static constexpr int64_t kExperts = 7, kTopK = 3, kTokens = 500, kRows = 400;
+
+  OneGemm(const Operands& operands, cuda::sm90::RowSource source, bool gated, int64_t columns)
+      : operands_(operands), source_(source), gated_(gated), columns_(columns) {
     Random random(3);
-    cuda::PackedMatrices packed;
     std::vector<test::OwnedMatrix> owned;
     for (int64_t e = 0; e < kExperts; ++e) {
       test::MatrixOptions options = test::usual_matrix(operands.weights);
       options.scale_block = operands.block;
-      owned.push_back(test::random_matrix(random, kRows, kColumns, options));
-      if (e == 0) packed = cuda::PackedMatrices(owned[0].matrix, 1, false, kExperts);
-      packed.pack(e, {owned.back().matrix}, {TensorView{}});
+      owned.push_back(test::random_matrix(random, kRows, columns, options));
+      if (e == 0) packed_ = cuda::PackedMatrices(owned[0].matrix, 1, false, kExperts);
+      packed_.pack(e, {owned.back().matrix}, {TensorView{}});
     }
     // Token rows as the operands' codes: any bytes that are numbers.
     const bool bf16 = operands.weights == Format::kBf16;
-    const Buffer rows =
-        Buffer::normal(random, bf16 ? DataType::kBf16 : DataType::kF8E4m3, {kTokens, kColumns});
-    const int64_t groups = operands.activations == ActivationFormat::kFp8Block128 ? 9 : 1;
-    const Buffer scales = Buffer::normal(random, DataType::kF32, {kTokens, groups});
-    const Buffer ids = test::random_topk_ids(random, kTokens, kTopK, kExperts);
-    const DeviceTensor device_rows(rows), device_scales(scales), device_ids(ids);
-    cuda::StoredRows input{.format = operands.weights,
-                           .values = device_rows.view().data,
-                           .row_bytes = kColumns * (bf16 ? 2 : 1),
-                           .scale_kind = cuda::ScaleKind::kF32,
-                           .scales = device_scales.view().data,
-                           .num_groups = static_cast<int32_t>(groups),
-                           .group_size = groups > 1 ? 128 : 0};
-    const sm90::Scaling scaling = sm90::scaling_of(input, packed.rows());
-    const bool blocks = packed.rows().rows.num_groups > 1;
-    const cuda::DeviceBuffer table(blocks ? sm90::block_scale_count(packed.rows(), kExperts) * 4
-                                          : 0);
-    const DeviceTensor mixed(Buffer::zeros(DataType::kI32, {1}));
-    if (blocks) {
-      sm90::block_scale_table(packed.rows(), kExperts, table.as<float>(),
-                              mixed.view().as<int32_t>(), {});
+    rows_ = Buffer::normal(random, bf16 ? DataType::kBf16 : DataType::kF8E4m3, {kTokens, columns});
+    groups_ = operands.activations == ActivationFormat::kFp8Block128
+                  ? ceil_div<int64_t>(columns, 128)
+                  : 1;
+    scales_ = Buffer::normal(random, DataType::kF32, {kTokens, groups_});
+    ids_ = test::random_topk_ids(random, kTokens, kTopK, kExperts);
+    scaling_ = cuda::sm90::scaling_of(stored(nullptr, nullptr), packed_.rows());
+    if (packed_.rows().rows.num_groups > 1) {
+      table_ = cuda::DeviceBuffer(cuda::sm90::block_scale_count(packed_.rows(), kExperts) * 4);
+      const DeviceTensor mixed(Buffer::zeros(DataType::kI32, {1}));
+      cuda::sm90::block_scale_table(packed_.rows(), kExperts, table_.as<float>(),
+                                    mixed.view().as<int32_t>(), {});
       EXPECT_EQ(mixed.fetch().at(0), 0);
     }
-    std::optional<Buffer> first;
-    for (const GroupedGemmConfig& config : sm90::configs_of(operands.weights, scaling)) {
-      for (const int num_sms : {132, 3}) {
-        const int64_t capacity = sort_capacity(kTokens, kTopK, kExperts, config.block_m);
-        const cuda::DeviceBuffer sorted(capacity * 4), blocks_of(capacity * 4), valid(8);
-        const SortPlan plan = plan_sort(kTokens, kTopK, kExperts, config.block_m);
-        const cuda::DeviceBuffer scratch(plan.workspace_bytes);
-        cuda::sort({.topk_ids = device_ids.view().as<const int32_t>(),
-                    .tokens = {.limit = kTokens},
-                    .top_k = kTopK,
-                    .num_experts = kExperts,
-                    .unit_size = config.block_m,
-                    .capacity = static_cast<int32_t>(capacity),
-                    .num_blocks = static_cast<int32_t>(capacity / config.block_m),
-                    .num_valid = 1,
-                    .sorted_ids = sorted.as<int32_t>(),
-                    .sorted_expert_ids = blocks_of.as<int32_t>(),
-                    .num_valid_ids = valid.as<int32_t>()},
-                   plan, scratch.data(), 0, {});
-        const DeviceTensor counter(Buffer::zeros(DataType::kI32, {1}));
-        const DeviceTensor output(Buffer(DataType::kBf16, {kTokens, kTopK, kRows}));
-        sm90::grouped_gemm(
-            {.sorted = {.ids = sorted.as<int32_t>(),
-                        .experts = blocks_of.as<int32_t>(),
-                        .num_valid = valid.as<int32_t>(),
-                        .num_blocks = static_cast<int32_t>(capacity / config.block_m),
-                        .top_k = kTopK},
-             .tile_counter = counter.view().as<uint32_t>(),
-             .source = sm90::RowSource::kToken,
-             .input = input,
-             .num_input_rows = kTokens,
-             .weights = packed.rows(),
-             .num_experts = kExperts,
-             .block_scales = table.as<const float>(),
-             .output_per_pair = true,
-             .output = output.view().data,
-             .output_stride = kRows},
-            config, sm90::weight_map(packed.rows(), kExperts, config), num_sms, {});
-        Buffer got = output.fetch();
-        if (!first) {
-          first = std::move(got);
-        } else {
-          EXPECT_TRUE(same_bits(*first, got))
-              << config.block_m << " x " << config.block_n << " on " << num_sms << " SMs";
+  }
+  std::vector<GroupedGemmConfig> configs() const {
+    return cuda::sm90::configs_of(operands_.weights, scaling_);
+  }
+  /// [T][K][columns]; rows sorted in blocks of `unit`.
+  Buffer run(const GroupedGemmConfig& config, int32_t unit, int num_sms) const {
+    const int64_t capacity = sort_capacity(kTokens, kTopK, kExperts, unit);
+    const DeviceTensor ids(ids_), sorted(Buffer(DataType::kI32, {capacity}));
+    const cuda::DeviceBuffer blocks(capacity * 4), valid(8);
+    const SortPlan plan = plan_sort(kTokens, kTopK, kExperts, unit);
+    const cuda::DeviceBuffer scratch(plan.workspace_bytes);
+    cuda::sort({.topk_ids = ids.view().as<const int32_t>(),
+                .tokens = {.limit = kTokens},
+                .top_k = kTopK,
+                .num_experts = kExperts,
+                .unit_size = unit,
+                .capacity = static_cast<int32_t>(capacity),
+                .num_blocks = static_cast<int32_t>(capacity / unit),
+                .num_valid = 1,
+                .sorted_ids = sorted.view().as<int32_t>(),
+                .sorted_expert_ids = blocks.as<int32_t>(),
+                .num_valid_ids = valid.as<int32_t>()},
+               plan, scratch.data(), 0, {});
+    const bool gathers = source_ != cuda::sm90::RowSource::kSorted;
+    const Buffer order = sorted.fetch();
+    const DeviceTensor rows = gathers ? DeviceTensor(rows_) : DeviceTensor(in_order(rows_, order));
+    const DeviceTensor scales =
+        gathers ? DeviceTensor(scales_) : DeviceTensor(in_order(scales_, order));
+    const DeviceTensor counter(Buffer::zeros(DataType::kI32, {1}));
+    const int64_t out_columns = gated_ ? kRows / 2 : kRows;
+    const DeviceTensor output(Buffer(DataType::kBf16, {kTokens, kTopK, out_columns}));
+    const ActivationSpec activation;
+    cuda::sm90::grouped_gemm({.sorted = {.ids = sorted.view().as<int32_t>(),
+                                         .experts = blocks.as<int32_t>(),
+                                         .num_valid = valid.as<int32_t>(),
+                                         .num_blocks = static_cast<int32_t>(capacity / unit),
+                                         .block_rows = unit,
+                                         .top_k = kTopK},
+                              .tile_counter = counter.view().as<uint32_t>(),
+                              .source = source_,
+                              .input = stored(rows.view().data, scales.view().data),
+                              .num_input_rows = rows.view().extent(0),
+                              .weights = packed_.rows(),
+                              .num_experts = kExperts,
+                              .block_scales = table_.as<const float>(),
+                              .activation = gated_ ? &activation : nullptr,
+                              .output_per_pair = true,
+                              .output = output.view().data,
+                              .output_stride = out_columns},
+                             config, cuda::sm90::weight_map(packed_.rows(), kExperts, config),
+                             num_sms, {});
+    return output.fetch();
+  }
+
+ private:
+  cuda::StoredRows stored(const void* values, const void* scales) const {
+    return {.format = operands_.weights,
+            .values = values,
+            .row_bytes = columns_ * element_bits(operands_.weights) / 8,
+            .scale_kind = cuda::ScaleKind::kF32,
+            .scales = scales,
+            .num_groups = static_cast<int32_t>(groups_),
+            .group_size = operands_.activations == ActivationFormat::kFp8Block128 ? 128 : 0};
+  }
+  /// Row r of the result: the token of sorted id r; nothing where there is none.
+  static Buffer in_order(const Buffer& tokens, const Buffer& order) {
+    const int64_t width = tokens.view().extent(1);
+    Buffer rows(tokens.view().type, {order.size(), width});
+    const auto bytes = static_cast<size_t>(width * element_bytes(tokens.view().type));
+    for (int64_t r = 0; r < order.size(); ++r) {
+      const int32_t packed = order.as<int32_t>()[r];
+      if (packed_slot(packed) >= kTopK) continue;
+      std::memcpy(rows.as<char>() + static_cast<size_t>(r) * bytes,
+                  tokens.as<char>() + static_cast<size_t>(packed_token(packed)) * bytes, bytes);
+    }
+    return rows;
+  }
+
+  Operands operands_;
+  cuda::sm90::RowSource source_;
+  bool gated_;
+  int64_t columns_, groups_ = 1;
+  cuda::PackedMatrices packed_;
+  Buffer rows_, scales_, ids_;
+  cuda::sm90::Scaling scaling_{};
+  cuda::DeviceBuffer table_;
+};
+
+TEST(GpuSm90Gemm, TilesDoNotChangeBits) {
+  using cuda::sm90::RowSource;
+  for (const Operands& operands : kOperands) {
+    if (operands.smooth) continue;  // the same kernels as without
+    for (const auto& [source, gated, columns] : {std::tuple{RowSource::kToken, false, 1040},
+                                                 {RowSource::kToken, true, 400},
+                                                 {RowSource::kSorted, false, 272}}) {
+      const OneGemm gemm(operands, source, gated, columns);
+      std::optional<Buffer> first;
+      for (const GroupedGemmConfig& config : gemm.configs()) {
+        for (const int32_t unit : {64, 128, 192}) {
+          if (unit % config.block_m != 0) continue;
+          for (const int num_sms : {132, 3}) {
+            Buffer got = gemm.run(config, unit, num_sms);
+            if (!first) {
+              first = std::move(got);
+              continue;
+            }
+            EXPECT_TRUE(same_bits(*first, got))
+                << to_string(operands.weights) << " x " << to_string(operands.activations)
+                << ", columns " << columns << ", gated " << gated << ": " << config.block_m << " x "
+                << config.block_n << " in units of " << unit << " on " << num_sms << " SMs";
+          }
         }
       }
     }

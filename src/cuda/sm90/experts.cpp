@@ -166,9 +166,10 @@ double Sm90Experts::prefill_us(int64_t num_tokens, int64_t top_k) const {
   // The steps around the GEMMs do not overlap: 15 us, and two more of quantisation.
   const double steps_us = activations_ == ActivationFormat::kNone ? 15 : 28;
   const int num_sms = device_facts(device_).num_sms;
-  const GroupedGemmConfig config = select_config(num_tokens, top_k);
+  const GroupedGemmConfigs configs = select_configs(num_tokens, top_k);
   const Work work = work_of(num_tokens, top_k);
-  const auto us = [&](const Sm90Matrices& m, const GroupedGemmWork& w) {
+  const auto us = [&](const Sm90Matrices& m, const GroupedGemmWork& w,
+                      const GroupedGemmConfig& config) {
     const double read_us =
         w.experts * static_cast<double>(m.rows.expert_bytes) / (kPrefillReadGbps * 1e3);
     if (!in_fragment_order(m.rows)) {
@@ -185,7 +186,8 @@ double Sm90Experts::prefill_us(int64_t num_tokens, int64_t top_k) const {
                                     .token_row_bytes = int64_t{m.rows.num_cols} * token_bytes},
                                    num_sms));
   };
-  return steps_us + us(gate_up_, work.gate_up) + us(down_, work.down);
+  return steps_us + us(gate_up_, work.gate_up, configs.gate_up) +
+         us(down_, work.down, configs.down);
 }
 
 void Sm90Experts::prepare(Sm90Matrices& matrices, const PackedMatrices& packed) const {
@@ -215,35 +217,24 @@ const char* Sm90Experts::why_unsupported(DataType hidden_states, DataType /*outp
 }
 
 Sm90Experts::Work Sm90Experts::work_of(int64_t num_tokens, int64_t top_k) const {
-  const double experts = expected_distinct_experts(spec_.num_experts, top_k, num_tokens);
   const auto work = [&](const Sm90Matrices& m, bool gathers) {
-    return GroupedGemmWork{
-        .experts = experts,
-        .rows_per_expert = static_cast<double>(num_tokens * top_k) / std::max(experts, 1.0),
-        .weight_rows = m.rows.num_rows,
-        .row_bytes = int64_t{m.rows.num_cols} * element_bits(m.rows.rows.format) / 8,
-        .gathers = gathers,
-        .scales_blocks = m.scaling == Scaling::kBlock};
+    return grouped_gemm_work(spec_.num_experts, top_k, num_tokens, m.rows.num_rows,
+                             int64_t{m.rows.num_cols} * element_bits(m.rows.rows.format) / 8,
+                             gathers, m.scaling == Scaling::kBlock);
   };
   return {work(gate_up_, true), work(down_, false)};
 }
 
-GroupedGemmConfig Sm90Experts::select_config(int64_t num_tokens, int64_t top_k) const {
+GroupedGemmConfigs Sm90Experts::select_configs(int64_t num_tokens, int64_t top_k) const {
   if (in_fragment_order(gate_up_.rows)) {
-    return select_fp4_prefill_config(
+    const GroupedGemmConfig config = select_fp4_prefill_config(
         gate_up_.rows.fragments.order,
         static_cast<double>(num_tokens * top_k) / static_cast<double>(spec_.num_experts));
+    return {config, config};
   }
   const Work work = work_of(num_tokens, top_k);
-  const int num_sms = device_facts(device_).num_sms;
-  const auto clocks = [&](const GroupedGemmConfig& config) {
-    return grouped_gemm_clocks(config, work.gate_up, num_sms) +
-           grouped_gemm_clocks(config, work.down, num_sms);
-  };
-  const std::vector<GroupedGemmConfig> configs =
-      configs_of(gate_up_.rows.rows.format, gate_up_.scaling);
-  return *std::min_element(configs.begin(), configs.end(),
-                           [&](const auto& a, const auto& b) { return clocks(a) < clocks(b); });
+  return best_configs(configs_of(gate_up_.rows.rows.format, gate_up_.scaling), work.gate_up,
+                      work.down, device_facts(device_).num_sms);
 }
 
 Sm90Workspace Sm90Experts::layout(int64_t max_tokens, int64_t top_k) const {
@@ -295,17 +286,18 @@ Sm90Experts::Batch Sm90Experts::sort(const RunExpertsArgs& args, int64_t begin, 
                                      const Sm90Workspace& layout, Workspace workspace,
                                      Stream stream) const {
   const int64_t top_k = args.topk_ids.extent(1);
-  const GroupedGemmConfig config = select_config(num_tokens, top_k);
-  const int64_t capacity = sort_capacity(num_tokens, top_k, spec_.num_experts, config.block_m);
+  const GroupedGemmConfigs configs = select_configs(num_tokens, top_k);
+  const int32_t unit = configs.gate_up.block_m;
+  const int64_t capacity = sort_capacity(num_tokens, top_k, spec_.num_experts, unit);
   const TokenCount tokens{
       .limit = num_tokens, .on_device = args.num_tokens.as<const int32_t>(), .skipped = begin};
   SortJob job{.topk_ids = args.topk_ids.as<const int32_t>() + begin * top_k,
               .tokens = tokens,
               .top_k = static_cast<int32_t>(top_k),
               .num_experts = static_cast<int32_t>(spec_.num_experts),
-              .unit_size = config.block_m,
+              .unit_size = unit,
               .capacity = static_cast<int32_t>(capacity),
-              .num_blocks = static_cast<int32_t>(capacity / config.block_m),
+              .num_blocks = static_cast<int32_t>(capacity / unit),
               .num_valid = 1,
               .sorted_ids = layout.sorted_ids.in<int32_t>(workspace),
               .sorted_weights = layout.sorted_weights.in<int32_t>(workspace),
@@ -320,12 +312,13 @@ Sm90Experts::Batch Sm90Experts::sort(const RunExpertsArgs& args, int64_t begin, 
   return {.args = args,
           .begin = begin,
           .tokens = tokens,
-          .config = config,
+          .configs = configs,
           .sorted = {.ids = job.sorted_ids,
                      .experts = job.sorted_expert_ids,
                      .num_valid = job.num_valid_ids,
                      .weights = layout.sorted_weights.in<const float>(workspace),
                      .num_blocks = job.num_blocks,
+                     .block_rows = unit,
                      .top_k = job.top_k},
           .capacity = capacity,
           .layout = layout,
@@ -395,7 +388,7 @@ StoredRows Sm90Experts::quantize_input(const Batch& batch, RowSource& source) co
     job.sorted_expert_ids = batch.sorted.experts;
     job.num_valid_ids = batch.sorted.num_valid;
     job.num_sorted = batch.capacity;
-    job.unit_size = batch.config.block_m;
+    job.unit_size = batch.sorted.block_rows;
     job.top_k = batch.sorted.top_k;
   }
   if (is_mx(activations_)) return quantize_mx(batch, job, batch.tokens);
@@ -426,12 +419,13 @@ StoredRows Sm90Experts::quantize_mx(const Batch& batch, QuantizeJob job, TokenCo
           .num_groups = 1};
 }
 
-void Sm90Experts::multiply(const Batch& batch, const GroupedGemmJob& job) const {
+void Sm90Experts::multiply(const Batch& batch, const GroupedGemmJob& job,
+                           const GroupedGemmConfig& config) const {
   const int num_sms = device_facts(device_).num_sms;
   if (in_fragment_order(job.weights)) {
-    return fp4_prefill(job, batch.config, num_sms, batch.stream);
+    return fp4_prefill(job, config, num_sms, batch.stream);
   }
-  grouped_gemm(job, batch.config, weight_map(job.weights, spec_.num_experts, batch.config), num_sms,
+  grouped_gemm(job, config, weight_map(job.weights, spec_.num_experts, config), num_sms,
                batch.stream);
 }
 
@@ -448,7 +442,7 @@ void Sm90Experts::gate_up(const Batch& batch, const StoredRows& input, RowSource
                      .weight_before_bias = spec_.weight_position == WeightPosition::kInput,
                      .output = batch.layout.hidden.in(batch.workspace),
                      .output_stride = spec_.intermediate_size};
-  multiply(batch, job);
+  multiply(batch, job, batch.configs.gate_up);
 }
 
 StoredRows Sm90Experts::quantize_hidden(const Batch& batch) const {
@@ -467,7 +461,7 @@ StoredRows Sm90Experts::quantize_hidden(const Batch& batch) const {
   job.sorted_expert_ids = batch.sorted.experts;
   job.num_valid_ids = batch.sorted.num_valid;
   job.num_sorted = batch.capacity;
-  job.unit_size = batch.config.block_m;
+  job.unit_size = batch.sorted.block_rows;
   job.top_k = batch.sorted.top_k;
   job.rows_stay_sorted = true;
   job.channel_scale = down_.rows.smooth_scales;
@@ -492,7 +486,7 @@ void Sm90Experts::down(const Batch& batch, const StoredRows& hidden) const {
                      .output = batch.layout.expert_output.in(batch.workspace),
                      .output_stride = spec_.expert_width()};
   if (spec_.weight_position == WeightPosition::kInput) job.sorted.weights = nullptr;
-  multiply(batch, job);
+  multiply(batch, job, batch.configs.down);
 }
 
 void Sm90Experts::combine(const Batch& batch) const {
@@ -533,7 +527,7 @@ void Sm90Experts::plan(int64_t num_tokens, int64_t top_k, const MachineLimits& l
                        Plan& plan) const {
   if (is_decode(num_tokens, top_k)) return decode_->plan(num_tokens, top_k, limits, plan);
   const int64_t chunk = chunk_tokens(num_tokens, top_k);
-  const GroupedGemmConfig config = select_config(chunk, top_k);
+  const GroupedGemmConfigs configs = select_configs(chunk, top_k);
   const double touched = expected_distinct_experts(spec_.num_experts, top_k, chunk);
   const auto pairs = static_cast<double>(num_tokens * top_k);
   const auto tokens = static_cast<double>(num_tokens);
@@ -555,8 +549,9 @@ void Sm90Experts::plan(int64_t num_tokens, int64_t top_k, const MachineLimits& l
                           .flops = flops,
                           .predicted_us = predict_us(bytes, flops, limits.read_gbps, rate)});
   };
-  add("sort", "sort", fmt::format("units of {} rows, a tile's height", config.block_m), pairs * 16,
-      0);
+  add("sort", "sort",
+      fmt::format("units of {} rows, the height of gate_up's tiles", configs.gate_up.block_m),
+      pairs * 16, 0);
   if (rounds) {
     add("quantize", "quantize", fmt::format("tokens to {}", to_string(activations_)),
         tokens * width * (2 + code_bytes), 0);
@@ -564,7 +559,8 @@ void Sm90Experts::plan(int64_t num_tokens, int64_t top_k, const MachineLimits& l
   const Work work = work_of(chunk, top_k);
   const double chunks = tokens / static_cast<double>(std::max<int64_t>(chunk, 1));
   const auto add_gemm = [&](const char* step, const Sm90Matrices& m, const GroupedGemmWork& w,
-                            double row_bytes, double flops, const char* rows) {
+                            const GroupedGemmConfig& config, double row_bytes, double flops,
+                            const char* rows) {
     const int num_sms = device_facts(device_).num_sms;
     const auto us = [&](const GroupedGemmConfig& c) {
       return grouped_gemm_clocks(c, w, num_sms) * chunks / gemm_cost::kMatrixClock * 1e6;
@@ -583,13 +579,14 @@ void Sm90Experts::plan(int64_t num_tokens, int64_t top_k, const MachineLimits& l
     plan.steps.back().predicted_us = std::max(plan.steps.back().predicted_us, us(config));
   };
   const double matrices = spec_.activation.gated() ? 2 : 1;
-  add_gemm("gate_up", gate_up_, work.gate_up, tokens * width * code_bytes + pairs * inner * 2,
-           2 * matrices * pairs * width * inner, "rows gathered by cp.async");
+  add_gemm("gate_up", gate_up_, work.gate_up, configs.gate_up,
+           tokens * width * code_bytes + pairs * inner * 2, 2 * matrices * pairs * width * inner,
+           "rows gathered by cp.async");
   if (rounds) {
     add("quantize", "quantize", fmt::format("intermediate to {}", to_string(activations_)),
         pairs * inner * (2 + code_bytes), 0);
   }
-  add_gemm("down", down_, work.down, pairs * inner * code_bytes + pairs * width * 2,
+  add_gemm("down", down_, work.down, configs.down, pairs * inner * code_bytes + pairs * width * 2,
            2 * pairs * width * inner, "rows by the copy engine");
   add("combine", "combine", "f32 sum in slot order", pairs * width * 2 + tokens * width * 2,
       2 * pairs * width);

@@ -58,7 +58,7 @@ class Sm90Experts final : public TunedExperts {
     const RunExpertsArgs& args;
     int64_t begin;  ///< tokens before it
     TokenCount tokens;
-    GroupedGemmConfig config;
+    GroupedGemmConfigs configs;
     SortedRows sorted;
     int64_t capacity;  ///< sorted rows, padding included
     const Sm90Workspace& layout;
@@ -71,8 +71,8 @@ class Sm90Experts final : public TunedExperts {
     GroupedGemmWork gate_up, down;
   };
   Work work_of(int64_t num_tokens, int64_t top_k) const;
-  /// The cheapest config; one for both GEMMs, because its height is the sort's unit.
-  GroupedGemmConfig select_config(int64_t num_tokens, int64_t top_k) const;
+  /// The cheapest ones.
+  GroupedGemmConfigs select_configs(int64_t num_tokens, int64_t top_k) const;
   void prepare(Sm90Matrices& matrices, const PackedMatrices& packed) const;
 
   /// Whether a batch goes through the decode kernels.
@@ -94,7 +94,8 @@ class Sm90Experts final : public TunedExperts {
   void combine(const Batch& batch) const;
 
   /// The job on the kernel for its weights.
-  void multiply(const Batch& batch, const GroupedGemmJob& job) const;
+  void multiply(const Batch& batch, const GroupedGemmJob& job,
+                const GroupedGemmConfig& config) const;
 
   LayerSpec spec_;
   ActivationFormat activations_;

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <limits>
 
+#include "core/grouped_tile_scheduler.h"
 #include "cuda/sm90/grouped_gemm_kernels.h"
 #include "cuda/sm90/tensor_map.h"
 #include "switchyard/error.h"
@@ -121,9 +122,13 @@ void grouped_gemm(const GroupedGemmJob& job, const GroupedGemmConfig& config,
   const GroupedGemmLauncher launcher = job.source == RowSource::kSorted ? variant->sorted_rows
                                        : gated                          ? variant->gathered_gated
                                                                         : variant->gathered_rows;
-  const int64_t tiles =
-      static_cast<int64_t>(job.sorted.num_blocks) * ceil_div(job.weights.num_rows, config.block_n);
-  launcher(params_of(job, weight_map), static_cast<int>(std::min<int64_t>(tiles, num_sms)), stream);
+  GroupedGemmParams params = params_of(job, weight_map);
+  const int columns = ceil_div(job.weights.num_rows, config.block_n);
+  params.tiles_per_block = job.sorted.block_rows / config.block_m;
+  const int32_t row_blocks = job.sorted.num_blocks * params.tiles_per_block;
+  params.unit_columns = unit_columns(row_blocks, columns, params.num_k_blocks, num_sms);
+  const int64_t units = int64_t{row_blocks} * ceil_div(columns, params.unit_columns);
+  launcher(params, static_cast<int>(std::min<int64_t>(units, num_sms)), stream);
 }
 
 }  // namespace switchyard::cuda::sm90

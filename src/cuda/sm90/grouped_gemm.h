@@ -21,13 +21,14 @@ enum class Scaling {
   kBlock,  ///< scales per 128 columns of K of rows, weights or both
 };
 
-/// The sorted rows (ops::SortArgs) with unit_size = the config's block_m.
+/// The sorted rows (ops::SortArgs).
 struct SortedRows {
   const int32_t* ids = nullptr;
   const int32_t* experts = nullptr;
   const int32_t* num_valid = nullptr;
   const float* weights = nullptr;  ///< or null: 1
   int32_t num_blocks = 0;          ///< that the arrays hold
+  int32_t block_rows = 0;          ///< the sort's unit_size: a multiple of a tile's height
   int32_t top_k = 1;
 };
 

@@ -48,21 +48,28 @@ __device__ __forceinline__ float gated_value(const GatedCurve& c, float gate, fl
 
 template <class Traits>
 struct GroupedGemmEnd {
-  static constexpr int kGroups = Traits::kBlockN / 8;
+  static constexpr int kGroups = Traits::kSideN / 8;
   using Sums = float[Traits::kAccumulators];  // [group][row half][2]
 
   const GroupedGemmParams& p;
   const TileMargin<Traits>& margin;
-  int32_t first_weight_row;
+  int32_t first_column;      ///< of the tile
+  int32_t first_weight_row;  ///< the same column of the matrix
   int thread;
-  int row[2]{};  ///< of the tile
+  int row[2];  ///< of the tile
 
-  /// `wave`: which 64 rows of the tile.
+  /// `wave`: which 64 rows of the tile; `side`: which of its columns.
   __device__ GroupedGemmEnd(const GroupedGemmParams& params, const TileMargin<Traits>& margin_,
-                            int32_t column, int wave, int thread_)
-      : p(params), margin(margin_), first_weight_row(column * Traits::kBlockN), thread(thread_) {
-    row[0] = wave * kGemmWaveRows + thread / 32 * 16 + thread % 32 / 4;
-    row[1] = row[0] + 8;
+                            int32_t column, int wave, int side, int thread_)
+      : p(params),
+        margin(margin_),
+        first_column(side * Traits::kSideN),
+        first_weight_row(column * Traits::kBlockN + first_column),
+        thread(thread_),
+        row{first_row(wave, thread_), first_row(wave, thread_) + 8} {}
+  /// A thread has this row of its tile and the eighth after it.
+  __device__ static int first_row(int wave, int thread) {
+    return wave * kGemmWaveRows + thread / 32 * 16 + thread % 32 / 4;
   }
 
   /// f(sum, value of `per_column` for the sum's weight row).
@@ -70,7 +77,8 @@ struct GroupedGemmEnd {
   __device__ __forceinline__ void with_columns(Sums& sums, const float* per_column, F f) const {
 #pragma unroll
     for (int j = 0; j < kGroups; ++j) {
-      const float2 value = *reinterpret_cast<const float2*>(per_column + j * 8 + thread % 4 * 2);
+      const float2 value =
+          *reinterpret_cast<const float2*>(per_column + first_column + j * 8 + thread % 4 * 2);
 #pragma unroll
       for (int h = 0; h < 2; ++h) {
         f(sums[4 * j + 2 * h], value.x);

@@ -9,34 +9,22 @@ namespace switchyard::cuda::sm90 {
 
 template <class Traits>
 __device__ void consume_tiles(const GroupedGemmParams& p, const GroupedGemmRing<Traits>& ring,
-                              int wave, int thread) {
-  GroupedGemmConsumer<Traits> consumer(p, ring, wave, thread);
+                              int wave, int side, int thread) {
+  GroupedGemmConsumer<Traits> consumer(p, ring, wave, side, thread);
   RingPosition<kMargins> margin_at;
   for (;;) {
     barrier_wait(&ring.margin_full[margin_at.slot], margin_at.parity);
-    const GroupedTile tile = ring.tiles[margin_at.slot];
+    const TileTicket tile = ring.tickets[margin_at.slot];
     if (tile.row_block < 0) return;
     const TileMargin<Traits>& margin = ring.margins[margin_at.slot];
     if (margin.output_row[wave * kGemmWaveRows] < 0) {
       consumer.skip_tile();
     } else {
-      const GroupedGemmEnd<Traits> end(p, margin, tile.column, wave, thread);
+      const GroupedGemmEnd<Traits> end(p, margin, tile.column, wave, side, thread);
       float sums[Traits::kAccumulators];
       if constexpr (Traits::kScaling == Scaling::kBlock) {
-        const float* scales[2];
-#pragma unroll
-        for (int h = 0; h < 2; ++h) {
-          scales[h] =
-              p.row_scales +
-              static_cast<int64_t>(__float_as_int(margin.scale[end.row[h]])) * p.row_scale_stride;
-        }
-        const int64_t columns = ceil_div(p.num_weight_rows, Traits::kBlockN);
-        const float2* weight_scales =
-            p.block_scales == nullptr
-                ? nullptr
-                : reinterpret_cast<const float2*>(p.block_scales) +
-                      (p.sorted.experts[tile.row_block] * columns + tile.column) * p.num_k_blocks;
-        consumer.accumulate_scaled(scales[0], scales[1], weight_scales, sums);
+        BlockScales<Traits> scales(p, margin, tile, end.row[0], side, thread % 32);
+        consumer.accumulate_scaled(scales, sums);
       } else if constexpr (Traits::kPromotes) {
         consumer.accumulate_promoted(sums);
       } else if constexpr (Traits::kMma == MmaType::kBf16) {
@@ -72,12 +60,10 @@ __global__ void __launch_bounds__(Traits::kConfig.num_threads(), 1)
   constexpr bool kThree = Traits::kConsumers == 3;
   if (warpgroup == Traits::kConsumers) {
     give_registers<kThree ? 56 : 40>();
-    const GroupedTileScheduler scheduler{p.sorted.num_valid[0] / Traits::kBlockM,
-                                         ceil_div(p.num_weight_rows, Traits::kBlockN)};
-    produce_tiles(p, ring, scheduler, thread);
+    produce_tiles(p, ring, thread);
   } else {
     take_registers<kThree ? 152 : 232>();
-    consume_tiles(p, ring, warpgroup, thread);
+    consume_tiles(p, ring, warpgroup % Traits::kWaves, warpgroup / Traits::kWaves, thread);
   }
 }
 
@@ -91,18 +77,17 @@ void launch_grouped_gemm(const GroupedGemmParams& params, int num_blocks, Stream
          static_cast<cudaStream_t>(stream.handle), params);
 }
 
-template <MmaType kMma, Scaling kScaling, int kM, int kN, int kStages>
+template <MmaType kMma, Scaling kScaling, int kM, int kN, int kStages, int kSides>
 constexpr GroupedGemmVariants grouped_gemm_variants() {
-  return {
-      {kM, kN, kStages},
-      launch_grouped_gemm<
-          GroupedGemmTraits<kMma, kScaling, RowSource::kToken, TileEnd::kGated, kM, kN, kStages>>,
-      launch_grouped_gemm<
-          GroupedGemmTraits<kMma, kScaling, RowSource::kToken, TileEnd::kRows, kM, kN, kStages>>,
-      launch_grouped_gemm<
-          GroupedGemmTraits<kMma, kScaling, RowSource::kSorted, TileEnd::kRows, kM, kN, kStages>>};
+  return {{kM, kN, kStages, kSides},
+          launch_grouped_gemm<GroupedGemmTraits<kMma, kScaling, RowSource::kToken, TileEnd::kGated,
+                                                kM, kN, kStages, kSides>>,
+          launch_grouped_gemm<GroupedGemmTraits<kMma, kScaling, RowSource::kToken, TileEnd::kRows,
+                                                kM, kN, kStages, kSides>>,
+          launch_grouped_gemm<GroupedGemmTraits<kMma, kScaling, RowSource::kSorted, TileEnd::kRows,
+                                                kM, kN, kStages, kSides>>};
 }
 #define SWITCHYARD_GEMM_VARIANTS(mma, scaling, tile) \
-  grouped_gemm_variants<mma, scaling, tile.block_m, tile.block_n, tile.num_stages>()
+  grouped_gemm_variants<mma, scaling, tile.block_m, tile.block_n, tile.num_stages, tile.num_sides>()
 
 }  // namespace switchyard::cuda::sm90

@@ -24,6 +24,8 @@ struct GroupedGemmParams {
   int32_t num_weight_rows, num_columns;  ///< num_columns: output columns
   int32_t row_bytes_k;                   ///< bytes of K
   int32_t num_k_blocks;
+  int32_t unit_columns;     ///< tiles of a row block that a CTA takes at a time
+  int32_t tiles_per_block;  ///< of the sort, one above the other
 
   const uint8_t* input;  ///< gathered
   int64_t input_row_bytes;

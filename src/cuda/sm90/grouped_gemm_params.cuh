@@ -20,18 +20,20 @@ enum class TileEnd {
 
 /// A kernel is compiled for one of these.
 template <MmaType kMmaType, Scaling kScalingKind, RowSource kRowSource, TileEnd kTileEnd, int kM,
-          int kN, int kDepth>
+          int kN, int kDepth, int kNumSides>
 struct GroupedGemmTraits {
   static constexpr MmaType kMma = kMmaType;
   static constexpr Scaling kScaling = kScalingKind;
   static constexpr bool kGather = kRowSource != RowSource::kSorted;
   static constexpr TileEnd kEnd = kTileEnd;
-  static constexpr GroupedGemmConfig kConfig{kM, kN, kDepth};
+  static constexpr GroupedGemmConfig kConfig{kM, kN, kDepth, kNumSides};
   static constexpr GroupedGemmShared kShared = shared_layout(kConfig);
   static constexpr int kBlockM = kM;
   static constexpr int kBlockN = kN;
   static constexpr int kStages = kDepth;
   static constexpr int kConsumers = kConfig.num_consumers();
+  static constexpr int kWaves = kM / kGemmWaveRows;
+  static constexpr int kSideN = kN / kNumSides;  ///< columns of a warpgroup
   static constexpr int kRowStage = kM * kGemmBlockBytes;
   static constexpr int kWeightStage = kN * kGemmBlockBytes;
   static constexpr int kElementBytes = kMmaType == MmaType::kBf16 ? 2 : 1;
@@ -41,9 +43,13 @@ struct GroupedGemmTraits {
   /// K blocks between promotions, counted from column 0 whatever the tile: 128 columns where a
   /// scale changes, else 512 (rms error 3.4e-4 at K = 7168, a fifth of a bf16 rounding).
   static constexpr int kPromoteBlocks = kScalingKind == Scaling::kBlock ? 1 : 4;
-  using Mma = Wgmma<kMmaType, kN>;
+  /// Sums that leave the matrix unit often are taken from it 128 columns at a time: registers hold
+  /// no second set of 256.
+  static constexpr int kPartN = kPromotes && kSideN > 128 ? 128 : kSideN;
+  static constexpr int kParts = kSideN / kPartN;
+  using Mma = Wgmma<kMmaType, kPartN>;
   using Accumulator = typename Mma::Accumulator;
-  static constexpr int kAccumulators = kN / 2;
+  static constexpr int kAccumulators = kSideN / 2;
 };
 
 /// The ring's next slot.
@@ -62,6 +68,13 @@ struct RingPosition {
 __device__ __forceinline__ bool is_pair(int32_t packed, int32_t top_k) {
   return packed_slot(packed) < top_k;
 }
+
+/// What the consumers are told of a tile.
+struct alignas(kTicketBytes) TileTicket {
+  int32_t row_block;  ///< < 0: no more
+  int32_t column;
+  int32_t expert;
+};
 
 /// What belongs to a tile's rows and columns. The producer writes it ahead, because a consumer that
 /// asked memory for it between two tiles would leave the matrix unit idle.
