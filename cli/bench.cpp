@@ -118,7 +118,7 @@ std::string kernel_of(const Plan& plan) {
 
 std::vector<Measurement> measure_all(const BenchModel& model, const std::vector<int64_t>& tokens,
                                      const Options& options, const Machine& machine) {
-  const auto meter = on_gpu(model) ? nullptr : read_meter(options.flags.threads);
+  const ReadMeter meter = on_gpu(model) ? ReadMeter{} : read_meter(options.flags.threads);
   const auto start = std::chrono::steady_clock::now();
   Progress progress("timing");
   std::vector<Measurement> measurements;

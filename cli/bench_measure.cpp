@@ -160,7 +160,7 @@ class Loop {
 
   const BenchModel& model_;
   double skew_;
-  std::function<double()> read_meter_;
+  ReadMeter read_meter_;
   HostTensor hidden_states_;
   HostTensor output_;
   DeviceMemory scratch_;

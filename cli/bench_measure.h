@@ -2,7 +2,6 @@
 // The timing loop of `bench`, and what its samples say against the machine's limits.
 
 #include <cstdint>
-#include <functional>
 #include <vector>
 
 #include "cli/bench_model.h"
@@ -31,7 +30,7 @@ struct MeasureOptions {
   double skew = 0;
   double budget_s = 1;
   int64_t l3_bytes = 0;
-  std::function<double()> read_meter{};  ///< GB/s of a plain read; not on a GPU
+  ReadMeter read_meter{};  ///< not on a GPU
 };
 /// On a GPU every sample is the same: the median time per call of one CUDA graph.
 Measurement measure(const BenchModel& model, int64_t tokens, const MeasureOptions& options);

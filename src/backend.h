@@ -98,7 +98,7 @@ class Backend {
                                              "; only cpu and cuda have limits to measure");
   }
   /// As switchyard::read_meter.
-  virtual std::function<double()> read_meter(int /*num_threads*/) const {
+  virtual ReadMeter read_meter(int /*num_threads*/) const {
     throw Error(ErrorCode::kUnsupported,
                 std::string("backend is ") + to_string(kind()) + "; only cpu has a read meter");
   }

@@ -34,8 +34,10 @@ SWITCHYARD_EXPORT Calibration calibrate(BackendKind backend = BackendKind::kCpu,
                                         int num_threads = 0, int device = 0);
 
 /// A plain read by CPU threads, for timing between other work of the same seconds: every call reads
-/// memory that no cache holds, for about a millisecond, and returns GB/s. num_threads: 0 = all.
-SWITCHYARD_EXPORT std::function<double()> read_meter(int num_threads = 0);
+/// memory that no cache holds, for about a millisecond, and returns GB/s.
+using ReadMeter = std::function<double()>;
+/// num_threads: 0 = all.
+SWITCHYARD_EXPORT ReadMeter read_meter(int num_threads = 0);
 
 struct CallTimes {
   double chain_us = 0;   ///< per call, in one graph of all

@@ -43,9 +43,7 @@ class CpuBackend final : public Backend {
     return calibration;
   }
 
-  std::function<double()> read_meter(int num_threads) const override {
-    return cpu::make_read_meter(num_threads);
-  }
+  ReadMeter read_meter(int num_threads) const override { return cpu::make_read_meter(num_threads); }
 
   void route(const RoutingSpec& spec, const ops::RouteArgs& args,
              const ops::Execution& where) const override {

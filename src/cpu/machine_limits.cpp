@@ -90,9 +90,9 @@ class Measurement {
 };
 
 /// Reads its memory part by part, so that each part has long left the caches.
-class ReadMeter {
+class ReadLoop {
  public:
-  explicit ReadMeter(int num_threads)
+  explicit ReadLoop(int num_threads)
       : kernels_(select_kernels("")), pool_(shared_pool(num_threads)), memory_(kFootprint) {
     std::memset(memory_.data(), 1, static_cast<size_t>(kFootprint));
   }
@@ -119,8 +119,8 @@ class ReadMeter {
 
 }  // namespace
 
-std::function<double()> make_read_meter(int num_threads) {
-  return [meter = std::make_shared<ReadMeter>(num_threads)] { return meter->gbps(); };
+ReadMeter make_read_meter(int num_threads) {
+  return [loop = std::make_shared<ReadLoop>(num_threads)] { return loop->gbps(); };
 }
 
 MachineLimits measure_machine(int num_threads) { return Measurement(num_threads).measure(); }

@@ -35,7 +35,7 @@ MachineLimits measure_limits(BackendKind kind, int num_threads) {
   return calibrate(kind, num_threads).limits;
 }
 
-std::function<double()> read_meter(int num_threads) {
+ReadMeter read_meter(int num_threads) {
   return backend_of({.backend = BackendKind::kCpu}).read_meter(num_threads);
 }
 
