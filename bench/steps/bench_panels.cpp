@@ -120,7 +120,7 @@ const bool kRegistered = [] {
       {"fp8_bf16", PanelValues::kFp8E4m3, PanelScales::kF32, 128, RowValues::kBf16},
       {"bf16_bf16", PanelValues::kBf16, PanelScales::kNone, 0, RowValues::kBf16},
   };
-  for (const char* level : {"avx2", "avx2_vnni", "avx512", "avx512_vnni", "avx512_bf16"}) {
+  for (const char* level : {"avx2", "avx2_vnni", "avx512", "avx512_vnni", "avx512_bf16", "avx512_amx"}) {
     const Kernels* kernels = kernels_or_null(level);
     if (kernels == nullptr) continue;
     for (const Case& c : kCases) {

@@ -2,6 +2,8 @@
 
 #include <cpuid.h>
 #include <fmt/format.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 #include <array>
 #include <cstdlib>
@@ -36,9 +38,19 @@ bool has_avx_vnni() {
   return __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) != 0 && (eax & 1u << 4) != 0;
 }
 
+/// AMX int8 tiles that this process may use: Linux gives their registers on request only.
+bool has_amx() {
+  constexpr long kRequestPermission = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM
+  unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
+  if (__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) == 0) return false;
+  constexpr unsigned kTileAndInt8 = 3u << 24;
+  return (edx & kTileAndInt8) == kTileAndInt8 &&
+         syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0 && amx_tiles_are_exact();
+}
+
 /// Ascending. The builtin asks CPUID and, for the register state, XGETBV.
-const std::array<Level, 5>& levels() {
-  static const std::array<Level, 5> all = [] {
+const std::array<Level, 6>& levels() {
+  static const std::array<Level, 6> all = [] {
     __builtin_cpu_init();
     const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
                       __builtin_cpu_supports("bmi2") && has_f16c();
@@ -47,12 +59,13 @@ const std::array<Level, 5>& levels() {
                         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512cd");
     const bool vnni = avx512 && __builtin_cpu_supports("avx512vnni");
     const bool bf16 = vnni && __builtin_cpu_supports("avx512bf16") && bf16_dots_are_two_fmas();
-    return std::array<Level, 5>{
+    return std::array<Level, 6>{
         Level{"avx2", "AVX2", avx2, &kernels_avx2},
         Level{"avx2_vnni", "AVX2 VNNI", avx2 && has_avx_vnni(), &kernels_avx2_vnni},
         Level{"avx512", "AVX-512", avx512, &kernels_avx512},
         Level{"avx512_vnni", "AVX-512 VNNI", vnni, &kernels_avx512_vnni},
-        Level{"avx512_bf16", "AVX-512 VNNI BF16", bf16, &kernels_avx512_bf16}};
+        Level{"avx512_bf16", "AVX-512 VNNI BF16", bf16, &kernels_avx512_bf16},
+        Level{"avx512_amx", "AVX-512 VNNI BF16 AMX", bf16 && has_amx(), &kernels_avx512_amx}};
   }();
   return all;
 }
@@ -85,7 +98,8 @@ const Kernels& select_kernels(const std::string& name) {
     throw Error(
         ErrorCode::kInvalidArgument,
         fmt::format(
-            "cpu_isa is \"{}\"; expected avx2, avx2_vnni, avx512, avx512_vnni or avx512_bf16",
+            "cpu_isa is \"{}\"; expected avx2, avx2_vnni, avx512, avx512_vnni, avx512_bf16 or "
+            "avx512_amx",
             wish));
   }
   return best->kernels();

@@ -11,6 +11,7 @@ struct Avx2 {
   using F = __m256;
   using I = __m256i;
   static constexpr const char* kName = "avx2";
+  static constexpr bool kHasTiles = false;
   static constexpr bool kPairProducts = false;  // of bf16
   static constexpr int kLanes = 8;
   static constexpr int kTileVectors = 2;  // of a register tile; the rest of the panel follows

@@ -14,6 +14,7 @@ struct Avx512 {
   using F = __m512;
   using I = __m512i;
   static constexpr const char* kName = "avx512";
+  static constexpr bool kHasTiles = false;
   static constexpr bool kPairProducts = false;
   static constexpr int kLanes = 16;
   static constexpr int kTileVectors = 2;

@@ -127,8 +127,11 @@ const Kernels& kernels_avx2_vnni();
 const Kernels& kernels_avx512();
 const Kernels& kernels_avx512_vnni();
 const Kernels& kernels_avx512_bf16();
+const Kernels& kernels_avx512_amx();
 /// Whether VDPBF16PS does on this machine what f32 rows do: fma of the upper halves, then of the
 /// lower ones, subnormals flushed. Needs the instruction.
 bool bf16_dots_are_two_fmas();
+/// Whether AMX tiles multiply as they should. Needs the instructions, and leave to use them.
+bool amx_tiles_are_exact();
 
 }  // namespace switchyard::cpu

@@ -562,6 +562,53 @@ constexpr int kMaxDirectTiles = 3;
 /// reads anew (AVX2, 64 rows: 160 Gop/s; 32 blocks 151).
 constexpr int kWordBlocks = 8;
 
+/// From so many rows on a tile register is filled well enough. A guess: AMX was never timed.
+constexpr int kMinTileRegisterRows = 8;
+
+/// int_rows by tile registers: 16 rows times a block give exact int32 sums, so the bits are the
+/// same.
+template <class Isa, bool kZeros>
+static void tile_register_rows(const MultiplyJob& job, const Slab& slab, bool fresh) {
+  using Tiles = typename Isa::Tiles;
+  constexpr int kRows = 16;
+  constexpr int kRowBytes = kSlabBlocks * kBlockCols;
+  alignas(64) int8_t values[kRows][kRowBytes] = {};
+  alignas(64) int32_t sums[kPanelRows / Isa::kLanes][kRows][Isa::kLanes];
+  Tiles::configure();
+  for (int begin = 0; begin < job.num_rows; begin += kRows) {
+    const int count = job.num_rows - begin < kRows ? job.num_rows - begin : kRows;
+    const uint8_t* rows[kRows];
+    for (int r = 0; r < count; ++r) {
+      rows[r] = row_at(job, begin + r);
+      __builtin_memcpy(values[r], rows[r] + int64_t{slab.first_block} * kBlockCols,
+                       static_cast<size_t>(slab.num_blocks) * kBlockCols);
+    }
+    for (int b = 0; b < slab.num_blocks; ++b) {
+      Tiles::multiply(slab.values + b * kPanelRows * kBlockCols, values[0] + b * kBlockCols,
+                      kRowBytes, sums);
+      const int block = slab.first_block + b;
+      for (int r = 0; r < count; ++r) {
+        const auto* scales =
+            reinterpret_cast<const float*>(rows[r] + job.row_layout->scales_offset);
+        const auto* corrections =
+            reinterpret_cast<const int32_t*>(rows[r] + job.row_layout->corrections_offset);
+        const auto row_scale = Isa::set(scales[block]);
+        for (int v = 0; v < kPanelRows / Isa::kLanes; ++v) {
+          auto correction = Isa::set_int(corrections[block]);
+          const int at = b * kPanelRows + v * Isa::kLanes;
+          if (kZeros) correction = Isa::times_zeros(Isa::load_int(slab.zeros + at), correction);
+          const auto sum = Isa::add_int(Isa::load_int(sums[v][r]), correction);
+          float* out = job.out + int64_t{begin + r} * kPanelRows + v * Isa::kLanes;
+          Isa::store(out,
+                     Isa::fma(Isa::to_float(sum), Isa::mul(Isa::load(slab.scales + at), row_scale),
+                              fresh && b == 0 ? Isa::zero() : Isa::load(out)));
+        }
+      }
+    }
+  }
+  Tiles::release();
+}
+
 template <class Isa, PanelValues kValues, bool kHalf, bool kZeros>
 static void int_slab(const MultiplyJob& job, Slab slab, bool fresh) {
   using enum IntBytes;
@@ -570,6 +617,15 @@ static void int_slab(const MultiplyJob& job, Slab slab, bool fresh) {
   // VPDPBUSD takes int8 weights as they are, and leaves pipes idle that decode nibbles again for
   // every tile (Zen 4, MXFP4, 64 rows: 367 Gop/s; through a decoded slab 349).
   constexpr bool kDecodes = Isa::kWordCorrections;
+  if constexpr (Isa::kHasTiles && !kHalf) {
+    if (job.num_rows >= kMinTileRegisterRows) {
+      if constexpr (!kInt8) {
+        decode_bytes<Isa, kValues>(slab, job.scratch->decoded);
+        slab.values = job.scratch->decoded;
+      }
+      return tile_register_rows<Isa, kZeros>(job, slab, fresh);
+    }
+  }
   if (!kDecodes || job.num_rows <= kDirectTiles * Isa::kTileRowsInt) {
     return int_rows < Isa, kValues, kInt8 ? kWide : kNarrow, kHalf, kZeros > (job, slab, fresh);
   }

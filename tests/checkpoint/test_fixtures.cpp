@@ -154,7 +154,7 @@ TEST_P(FixtureTest, ReferenceComputesWhatTransformersDoes) {
 TEST_P(FixtureTest, EveryIsaLevelComputesWhatTransformersDoes) {
   const Fixture fixture(GetParam());
   LayerSpec spec = fixture.checkpoint.layer(fixture.index).spec;
-  for (const char* isa : {"avx2", "avx2_vnni", "avx512", "avx512_vnni", "avx512_bf16"}) {
+  for (const char* isa : {"avx2", "avx2_vnni", "avx512", "avx512_vnni", "avx512_bf16", "avx512_amx"}) {
     SCOPED_TRACE(isa);
     const LayerOptions options{.backend = BackendKind::kCpu, .num_threads = 2, .cpu_isa = isa};
     try {

@@ -13,7 +13,8 @@ namespace {
 
 std::vector<std::string> available_levels() {
   std::vector<std::string> levels;
-  for (const char* level : {"avx2", "avx2_vnni", "avx512", "avx512_vnni", "avx512_bf16"}) {
+  for (const char* level :
+       {"avx2", "avx2_vnni", "avx512", "avx512_vnni", "avx512_bf16", "avx512_amx"}) {
     try {
       cpu_backend().device_name({.cpu_isa = level});
       levels.emplace_back(level);
@@ -221,9 +222,9 @@ TEST(CpuBits, UnknownOrMissingInstructionSetIsRefused) {
     FAIL() << "accepted avx3";
   } catch (const Error& error) {
     EXPECT_EQ(error.code(), ErrorCode::kInvalidArgument);
-    EXPECT_STREQ(
-        error.what(),
-        "cpu_isa is \"avx3\"; expected avx2, avx2_vnni, avx512, avx512_vnni or avx512_bf16");
+    EXPECT_STREQ(error.what(),
+                 "cpu_isa is \"avx3\"; expected avx2, avx2_vnni, avx512, avx512_vnni, avx512_bf16 "
+                 "or avx512_amx");
   }
 }
 
