@@ -8,7 +8,8 @@
 // Lanes have
 // neighbouring ranges of U / P units or one more. A row block that lies in several lanes is cut:
 // the sum of every chunk is a number of its own, chunks are added in k order by the lane that
-// arrives last, so no bit depends on where the cuts are.
+// arrives last, so no bit depends on where the cuts are. Where whole row blocks divide well enough
+// none is cut.
 
 #include <cstdint>
 
@@ -21,6 +22,9 @@ namespace switchyard {
 inline constexpr int32_t kDecodeRows = 64;
 /// Rows of the sort's blocks that the kernels have tiles for.
 inline constexpr int32_t kDecodeMaxUnit = 64;
+
+/// What a cut costs at its end, in units of a CTA: 3 us of storing, counting and adding.
+inline constexpr int32_t kDecodeCutUnits = 4;
 
 /// Lanes of a CTA, one CTA per SM: as many as registers allow, because a lane's waits are hidden by
 /// the others.
@@ -46,16 +50,28 @@ struct DecodeSchedule {
   int32_t row_blocks = 0;  ///< of an expert's matrix
   int32_t num_chunks = 0;  ///< of K
   int32_t num_lanes = 0;
-  /// Units of a lane, and lanes with one unit more, which come first. Divided once: a kernel begins
+  int32_t num_ctas = 0;  ///< that the lanes are of
+  /// Units that stay together: one, or a row block's.
+  int32_t grain = 1;
+  /// Grains of a lane, and lanes with one more, which come first. Divided once: a kernel begins
   /// with this.
   int32_t share = 0, longer = 0;
 
   SWITCHYARD_HOST_DEVICE constexpr DecodeSchedule(int32_t blocks, int32_t rows, int32_t chunks,
-                                                  int32_t lanes)
-      : num_blocks(blocks), row_blocks(rows), num_chunks(chunks), num_lanes(lanes) {
+                                                  int32_t lanes, int32_t ctas)
+      : num_blocks(blocks), row_blocks(rows), num_chunks(chunks), num_lanes(lanes), num_ctas(ctas) {
     if (num_units() == 0) return;
-    share = num_units() / used_lanes();
-    longer = num_units() - share * used_lanes();
+    const int32_t whole = ceil_div(num_blocks * row_blocks, num_ctas) * num_chunks;
+    if (whole <= num_units() / num_ctas + kDecodeCutUnits) grain = num_chunks;
+    share = num_grains() / used_lanes();
+    longer = num_grains() - share * used_lanes();
+  }
+  /// A CTA's lane: neighbours are of one CTA, unless whole row blocks shall meet all CTAs.
+  SWITCHYARD_HOST_DEVICE constexpr int32_t lane_at(int32_t cta, int32_t lane) const {
+    return grain > 1 ? lane * num_ctas + cta : cta * (num_lanes / num_ctas) + lane;
+  }
+  SWITCHYARD_HOST_DEVICE constexpr int32_t num_grains() const {
+    return grain == 1 ? num_units() : num_blocks * row_blocks;
   }
 
   SWITCHYARD_HOST_DEVICE constexpr int32_t num_units() const {
@@ -63,17 +79,18 @@ struct DecodeSchedule {
   }
   /// Lanes with work: none of them has an empty range.
   SWITCHYARD_HOST_DEVICE constexpr int32_t used_lanes() const {
-    return num_lanes < num_units() ? num_lanes : num_units();
+    return num_lanes < num_grains() ? num_lanes : num_grains();
   }
   /// First unit of a lane, and end of the one before; lanes past the used ones begin at the end.
   SWITCHYARD_HOST_DEVICE constexpr int32_t begin(int32_t lane) const {
     if (lane >= used_lanes()) return num_units();
-    return lane * share + (lane < longer ? lane : longer);
+    return (lane * share + (lane < longer ? lane : longer)) * grain;
   }
   SWITCHYARD_HOST_DEVICE constexpr int32_t lane_of(int32_t unit) const {
-    const int32_t before = longer * (share + 1);  // units of the longer lanes
-    const bool in_longer = unit < before;
-    const int32_t lanes = (in_longer ? unit : unit - before) / (in_longer ? share + 1 : share);
+    const int32_t at = unit / grain;
+    const int32_t before = longer * (share + 1);  // grains of the longer lanes
+    const bool in_longer = at < before;
+    const int32_t lanes = (in_longer ? at : at - before) / (in_longer ? share + 1 : share);
     return in_longer ? lanes : longer + lanes;
   }
   SWITCHYARD_HOST_DEVICE constexpr DecodeOwners owners(const DecodeRun& run) const {

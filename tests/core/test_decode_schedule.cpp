@@ -3,6 +3,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <map>
 #include <set>
 #include <string>
@@ -22,7 +23,11 @@ const std::vector<DecodeSchedule>& schedules() {
       for (const int32_t row_blocks : {1, 3, 8, 112}) {
         for (const int32_t chunks : {1, 2, 5, 14, 28}) {
           for (const int32_t lanes : {1, 2, 3, 132, 263, 264, 528}) {
-            list.push_back({blocks, row_blocks, chunks, lanes});
+            for (const int32_t ctas : {lanes, lanes / (lanes % 2 == 0 ? 2 : 3)}) {
+              if (ctas > 0 && lanes % ctas == 0) {
+                list.push_back({blocks, row_blocks, chunks, lanes, ctas});
+              }
+            }
           }
         }
       }
@@ -35,7 +40,7 @@ const std::vector<DecodeSchedule>& schedules() {
 std::string name(const DecodeSchedule& s) {
   return std::to_string(s.num_blocks) + " blocks, " + std::to_string(s.row_blocks) +
          " row blocks, " + std::to_string(s.num_chunks) + " chunks, " +
-         std::to_string(s.num_lanes) + " lanes";
+         std::to_string(s.num_lanes) + " lanes of " + std::to_string(s.num_ctas) + " CTAs";
 }
 
 /// The runs of one lane, as a kernel walks them (a step per chunk).
@@ -56,8 +61,9 @@ TEST(DecodeSchedule, EveryUnitOnceInEqualShares) {
       ASSERT_EQ(s.begin(lane), next);
       const int64_t count = s.begin(lane + 1) - next;
       if (lane < s.used_lanes()) {
-        ASSERT_GE(count, s.num_units() / s.used_lanes());
-        ASSERT_LE(count, ceil_div(s.num_units(), s.used_lanes()));
+        ASSERT_EQ(count % s.grain, 0);
+        ASSERT_GE(count / s.grain, s.num_grains() / s.used_lanes());
+        ASSERT_LE(count / s.grain, ceil_div(s.num_grains(), s.used_lanes()));
         ASSERT_GT(count, 0);
         ASSERT_EQ(s.lane_of(static_cast<int32_t>(next)), lane);
         ASSERT_EQ(s.lane_of(static_cast<int32_t>(next + count - 1)), lane);
@@ -75,6 +81,39 @@ TEST(DecodeSchedule, EveryUnitOnceInEqualShares) {
       }
     }
     ASSERT_EQ(next, s.num_units());
+  }
+}
+
+TEST(DecodeSchedule, WholeRowBlocksWhereACutsEndCostsMore) {
+  // gpt-oss-120b, one token: 90 and 45 row blocks of 4 experts, 6 chunks.
+  EXPECT_EQ((DecodeSchedule{4, 90, 6, 528, 132}.grain), 6);
+  EXPECT_EQ((DecodeSchedule{4, 45, 6, 528, 132}.grain), 6);
+  // DeepSeek-R1 TP8, one token: 8 row blocks of 8 experts would keep half of the CTAs busy.
+  EXPECT_EQ((DecodeSchedule{8, 8, 14, 528, 132}.grain), 1);
+  // Every CTA has a row block before one has two.
+  const DecodeSchedule s{4, 45, 6, 528, 132};
+  int32_t most = 0;
+  for (int32_t cta = 0; cta < 132; ++cta) {
+    int32_t units = 0;
+    for (int32_t lane = 0; lane < 4; ++lane) {
+      const int32_t at = s.lane_at(cta, lane);
+      units += s.begin(at + 1) - s.begin(at);
+    }
+    EXPECT_GE(units, 6);
+    most = std::max(most, units);
+  }
+  EXPECT_EQ(most, 12);
+}
+
+TEST(DecodeSchedule, EveryLaneOfEveryCtaOnce) {
+  for (const DecodeSchedule& s : schedules()) {
+    std::set<int32_t> lanes;
+    for (int32_t cta = 0; cta < s.num_ctas; ++cta) {
+      for (int32_t lane = 0; lane < s.num_lanes / s.num_ctas; ++lane) {
+        ASSERT_TRUE(lanes.insert(s.lane_at(cta, lane)).second) << name(s);
+      }
+    }
+    ASSERT_EQ(*lanes.rbegin(), s.num_lanes - 1);
   }
 }
 

@@ -114,7 +114,14 @@ template <class Operand>
 __device__ DecodeSchedule schedule_of(const DecodeParams<Operand>& p) {
   const int32_t unit_bits = __ffs(p.args.unit_size) - 1;
   return {p.args.num_valid_ids[0] >> unit_bits, p.row_blocks, p.num_chunks,
-          static_cast<int32_t>(gridDim.x) * p.lanes};
+          static_cast<int32_t>(gridDim.x) * p.lanes, static_cast<int32_t>(gridDim.x)};
+}
+/// The walk of this CTA's lane; reads the lists.
+template <class Operand>
+__device__ DecodeWalk walk_of(const DecodeParams<Operand>& p, int lane) {
+  const DecodeSchedule schedule = schedule_of(p);
+  return {schedule, p.args.steps, schedule.lane_at(static_cast<int32_t>(blockIdx.x), lane),
+          p.shared.slots};
 }
 
 /// Row of the input that holds the tokens of a sorted row, -1 for padding.
@@ -300,15 +307,14 @@ __device__ inline void producers_meet(int lane) {
 
 /// One warp, of which a thread brings all weights of the lane.
 template <class Operand>
-__device__ void bring_weights(const DecodeParams<Operand>& p, const LaneMemory& memory,
-                              int lane_id) {
+__device__ void bring_weights(const DecodeParams<Operand>& p, const LaneMemory& memory, int lane) {
   const DecodeArgs& a = p.args;
   if constexpr (requires { Operand::prefetch(p.weights); }) Operand::prefetch(p.weights);
   if (!a.lists_ready) wait_for_previous_kernel();
-  DecodeWalk walk(schedule_of(p), a.steps, lane_id, p.shared.slots);
+  DecodeWalk walk = walk_of(p, lane);
   int32_t block = walk.block;
   int32_t expert = walk.done() ? 0 : a.sorted_expert_ids[block];
-  if (!a.lists_ready) producers_meet(lane_id % p.lanes);
+  if (!a.lists_ready) producers_meet(lane);
   if (threadIdx.x % 32 != 0) return;
   for (; !walk.done(); walk.advance()) {
     if (walk.block != block) {
@@ -326,19 +332,18 @@ __device__ void bring_weights(const DecodeParams<Operand>& p, const LaneMemory& 
 
 /// One warp: all tokens of the lane.
 template <class Operand, int kMaxN>
-__device__ void bring_tokens(const DecodeParams<Operand>& p, const LaneMemory& memory,
-                             int lane_id) {
+__device__ void bring_tokens(const DecodeParams<Operand>& p, const LaneMemory& memory, int lane) {
   const bool lists_ready = p.args.lists_ready;
   if (!lists_ready) wait_for_previous_kernel();
   TokenLoader<Operand, kMaxN> tokens(p.args, p.shared, memory);
-  DecodeWalk walk(schedule_of(p), p.args.steps, lane_id, p.shared.slots);
+  DecodeWalk walk = walk_of(p, lane);
   if (!walk.done()) tokens.enter_block(walk.block);
   if (lists_ready) wait_for_previous_kernel();
   if (!walk.done()) {
     tokens.load(walk);  // the slot is empty
     walk.advance();
   }
-  if (!lists_ready) producers_meet(lane_id % p.lanes);
+  if (!lists_ready) producers_meet(lane);
   for (; !walk.done(); walk.advance()) {
     barrier_wait(memory.empty + walk.slot, walk.phase ^ 1);
     tokens.load(walk);
@@ -356,14 +361,13 @@ struct RowFactors {
 template <class Operand>
 class Consumer {
  public:
-  __device__ Consumer(const DecodeParams<Operand>& p, const LaneMemory& memory, int lane_id)
+  __device__ Consumer(const DecodeParams<Operand>& p, const LaneMemory& memory, int lane)
       : p_(p),
         a_(p.args),
         memory_(memory),
-        lane_id_(lane_id),
         thread_(static_cast<int>(threadIdx.x) % kWarpgroup),
         gated_(p.args.activate && p.args.activation.gated()),
-        walk_(schedule_of(p), p.args.steps, lane_id, p.shared.slots) {
+        walk_(walk_of(p, lane)) {
     if (!walk_.done()) read_rows(walk_.block);
   }
 
@@ -688,7 +692,6 @@ class Consumer {
   const DecodeParams<Operand>& p_;
   const DecodeArgs& a_;
   const LaneMemory& memory_;
-  const int lane_id_;
   const int thread_;
   const bool gated_;
   DecodeWalk walk_;
@@ -717,14 +720,13 @@ __global__ void __launch_bounds__(decode_lanes(kMaxN) * kLaneThreads, 1)
   }
   __syncthreads();
   const int lane = warp < kConsumerWarps ? warp / 4 : (warp - kConsumerWarps) / 2;
-  const int lane_id = static_cast<int>(blockIdx.x) * kLanes + lane;
   const LaneMemory memory(shared_memory, p.shared, lane, p.args.unit_size);
   if (warp >= kConsumerWarps) {
-    if (warp % 2 != 0) return bring_tokens<Operand, kMaxN>(p, memory, lane_id);
-    return bring_weights(p, memory, lane_id);
+    if (warp % 2 != 0) return bring_tokens<Operand, kMaxN>(p, memory, lane);
+    return bring_weights(p, memory, lane);
   }
   if (!p.args.lists_ready) wait_for_previous_kernel();
-  Consumer<Operand> consumer(p, memory, lane_id);
+  Consumer<Operand> consumer(p, memory, lane);
   if (p.args.lists_ready) wait_for_previous_kernel();
   // Not before: the next kernel may rely on everything that this one waited for.
   let_next_kernel_start();

@@ -18,7 +18,58 @@ struct Params {
   SortParams sort;
   RoundJob round;
   uint32_t num_blocks;  // that route: the first cluster; the others round
+  bool few_pairs;       // one block routes, and a warp compares all pairs with each other
 };
+
+/// At most a warp's pairs, a token after the other, and only the lists that every sort writes: no
+/// bitmaps, whose clearing, counting and placing cost more than what few pairs have to say.
+constexpr int64_t kFewPairs = 32, kFewTokens = kMaxWarps / 2;
+bool are_few(const SortJob& job) {
+  return job.tokens.limit <= kFewTokens && job.tokens.limit * job.top_k <= kFewPairs &&
+         job.expert_mask == nullptr && job.active_experts == nullptr &&
+         job.local_topk_ids == nullptr && job.m_indices == nullptr && job.reverse_sorted == nullptr;
+}
+__device__ void sort_few(const SortParams& p, const int32_t* ids, const int32_t* weights,
+                         int32_t num_tokens, int32_t* rows_of_block) {
+  const SortJob& job = p.job;
+  const int32_t padding = pack_pair(job.tokens.limit, job.top_k);
+  if (thread() < kLanes) {
+    const auto num_pairs = static_cast<int32_t>(job.tokens.limit) * job.top_k;
+    const int32_t pair = thread();
+    const int32_t id = pair < num_pairs ? ids[pair] : -1;
+    const uint32_t alike = __match_any_sync(~0u, id);
+    const int32_t before = __popc(alike & ((1u << pair) - 1u));
+    const int32_t blocks = id >= 0 && before == 0 ? blocks_of(p, __popc(alike)) : 0;
+    int32_t first_block = 0;
+    for (int32_t other = 0; other < num_pairs; ++other) {
+      const bool lower = __shfl_sync(~0u, id, other) < id;
+      first_block += __shfl_sync(~0u, blocks, other) * (lower ? 1 : 0);
+    }
+    if (id >= 0) {
+      const int32_t token = token_of(p, pair);
+      write_row(job, first_block * job.unit_size + before,
+                pack_pair(token, pair - token * job.top_k), weights[pair]);
+    }
+    for (int32_t b = 0; b < blocks; ++b) {
+      job.sorted_expert_ids[first_block + b] = id;
+      rows_of_block[first_block + b] = __popc(alike) - b * job.unit_size;
+    }
+    const int32_t all = __reduce_add_sync(~0u, blocks);
+    for (int32_t b = all + pair; b < job.num_blocks; b += kLanes) {
+      job.sorted_expert_ids[b] = -1;
+      rows_of_block[b] = 0;
+    }
+    if (pair == 0) {
+      job.num_valid_ids[0] = all * job.unit_size;
+      if (job.num_valid > 1) job.num_valid_ids[1] = num_tokens;
+    }
+  }
+  __syncthreads();
+  for (int32_t row = thread(); row < job.capacity; row += num_threads()) {
+    const int32_t block = row / job.unit_size;
+    if (row - block * job.unit_size >= rows_of_block[block]) write_row(job, row, padding, 0);
+  }
+}
 
 __device__ void zero(const SortJob& job, int32_t at, int32_t step) {
   auto* vectors = static_cast<uint4*>(job.zeroed);
@@ -42,7 +93,7 @@ __global__ void __launch_bounds__(kMaxWarps* kLanes)
   auto* scratch = reinterpret_cast<RouteScratch*>(
       align_up<uint64_t>(reinterpret_cast<uint64_t>(ids + num_ids), alignof(RouteScratch)));
   const uint32_t num_blocks = params.num_blocks;
-  clear_bitmaps(p, s);
+  if (!params.few_pairs) clear_bitmaps(p, s);
   if (num_blocks > 1) cluster_arrive();
   wait_for_previous_kernel();
   let_next_kernel_start();
@@ -64,6 +115,16 @@ __global__ void __launch_bounds__(kMaxWarps* kLanes)
     });
   }
   const int slot = thread() % kLanes;
+  if (params.few_pairs) {
+    int32_t* weights = ids + kFewTokens * p.job.top_k;
+    if (token < job.tokens.limit && slot < p.job.top_k) {
+      ids[token * p.job.top_k + slot] = id;
+      weights[token * p.job.top_k + slot] = __float_as_int(weight);
+    }
+    __syncthreads();
+    sort_few(p, ids, weights, num_tokens, reinterpret_cast<int32_t*>(scratch));
+    return zero(p.job, at, num_threads());
+  }
   const auto mark = [&](int32_t expert, int32_t its_token) {
     atomicOr(s.bitmaps + expert * p.bitmap_words + its_token / 32, 1u << (its_token % 32));
   };
@@ -125,7 +186,8 @@ void route_sort(const RouteJob& route, const SortJob& sort, const RoundJob& roun
   const Params params{.route = route_params(route),
                       .sort = sort_params(sort, plan, nullptr),
                       .round = round,
-                      .num_blocks = cluster};
+                      .num_blocks = cluster,
+                      .few_pairs = are_few(sort)};
   launch(kernel,
          {.grid = align_up(cluster + static_cast<unsigned>(round.blocks(threads)), cluster),
           .block = static_cast<unsigned>(threads),
