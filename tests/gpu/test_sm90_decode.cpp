@@ -191,15 +191,20 @@ struct Subject {
   }
 };
 
-TEST(Sm90Decode, EveryFormatAgainstTheReference) {
-  for (const Recipe& recipe : recipes()) {
-    // Short, and with tails of K (in steps and chunks) and of rows.
-    for (const auto& [hidden, inner] : {std::pair{256, 128}, {720, 336}, {1408, 704}}) {
-      const Subject subject(spec_of(recipe, 7, 2, hidden, inner), options_of(recipe));
-      const DecodeExperts experts = subject.experts();
-      for (const int64_t tokens : {1, 8, hidden > 1000 ? 17 : 64}) {
-        expect_reference(experts, *subject.reference, subject.spec, tokens, Routing::kUniform);
-      }
+/// A test of its own per recipe: they run side by side.
+class Sm90DecodeFormat : public ::testing::TestWithParam<size_t> {
+ protected:
+  const Recipe recipe = recipes()[GetParam()];
+};
+INSTANTIATE_TEST_SUITE_P(All, Sm90DecodeFormat, ::testing::Range(size_t{0}, recipes().size()));
+
+TEST_P(Sm90DecodeFormat, AgainstTheReference) {
+  // Short, and with tails of K (in steps and chunks) and of rows.
+  for (const auto& [hidden, inner] : {std::pair{256, 128}, {720, 336}, {1408, 704}}) {
+    const Subject subject(spec_of(recipe, 7, 2, hidden, inner), options_of(recipe));
+    const DecodeExperts experts = subject.experts();
+    for (const int64_t tokens : {1, 8, hidden > 1000 ? 17 : 64}) {
+      expect_reference(experts, *subject.reference, subject.spec, tokens, Routing::kUniform);
     }
   }
 }
@@ -223,14 +228,12 @@ TEST(Sm90Decode, PassesOverManyTokens) {
   }
 }
 
-TEST(Sm90Decode, LopsidedRouting) {
-  for (const Recipe& recipe : recipes()) {
-    const Subject subject(spec_of(recipe, 40, 4, 448, 192), options_of(recipe, true));
-    const DecodeExperts experts = subject.experts();
-    for (const auto routing : {Routing::kAllTheSame, Routing::kOneHot, Routing::kSomeSkipped}) {
-      for (const int64_t tokens : {1, 7, 9, 17, 64, 65, 128}) {
-        expect_reference(experts, *subject.reference, subject.spec, tokens, routing);
-      }
+TEST_P(Sm90DecodeFormat, LopsidedRouting) {
+  const Subject subject(spec_of(recipe, 40, 4, 448, 192), options_of(recipe, true));
+  const DecodeExperts experts = subject.experts();
+  for (const auto routing : {Routing::kAllTheSame, Routing::kOneHot, Routing::kSomeSkipped}) {
+    for (const int64_t tokens : {1, 7, 9, 17, 64, 65, 128}) {
+      expect_reference(experts, *subject.reference, subject.spec, tokens, routing);
     }
   }
 }
@@ -445,16 +448,11 @@ void expect_same_bits(const Recipe& recipe) {
   }
 }
 
-TEST(Sm90Decode, BitsDoNotDependOnGridBatchOrCall) {
-  for (const Recipe& recipe : recipes()) {
-    if (recipe.activations == ActivationFormat::kFp8PerTensor) continue;  // one scale per batch
-    if (recipe.format != Format::kMxfp4) expect_same_bits(recipe);
+TEST_P(Sm90DecodeFormat, BitsDoNotDependOnGridBatchOrCall) {
+  if (recipe.activations == ActivationFormat::kFp8PerTensor) {
+    GTEST_SKIP() << "one scale per batch";
   }
-}
-TEST(Sm90Decode, Fp4BitsDoNotDependOnGridBatchOrCall) {
-  for (const Recipe& recipe : recipes()) {
-    if (recipe.format == Format::kMxfp4) expect_same_bits(recipe);
-  }
+  expect_same_bits(recipe);
 }
 
 TEST(Sm90Decode, SaysWhatItCannotDo) {
