@@ -1,0 +1,333 @@
+#pragma once
+// Panels times int8 rows.
+// Included only by kernels_*.cpp; internal linkage.
+
+#include "cpu/panel_slab.h"
+
+namespace switchyard::cpu {
+namespace {
+
+/// fp4 codes doubled and moved to 0..24, so that they are unsigned; the row's correction takes 12
+/// per unit of activation off again, and the scale is halved.
+alignas(16) constexpr uint8_t kFp4Unsigned[16] = {12, 13, 14, 15, 16, 18, 20, 24,
+                                                  12, 11, 10, 9,  8,  6,  4,  0};
+
+/// Weight vectors of one block for the integer path. A step is four columns of each row; two where
+/// they are words, first the even and then the odd ones of each four.
+template <class Isa, PanelValues kValues, IntBytes kBytes>
+struct IntBlock {
+  static constexpr bool kNibbles = kValues != PanelValues::kInt8;
+  static constexpr bool kWords = kBytes == IntBytes::kWords;
+  static constexpr int kSteps = kWords ? 16 : 8;
+  static constexpr int kRowBytes = kSteps * 4;  // of a block of a row of activations
+  static constexpr int64_t kBlockBytes = kPanelRows * kRowBytes / (kNibbles ? 2 : 1);
+  using Dot = typename Isa::template Dot<kBytes>;
+  using I = typename Isa::I;
+
+  SWITCHYARD_INLINE const uint8_t* address(const uint8_t* block, int vec, int step) {
+    return unit_address<Isa, PanelValues::kInt8>(block, vec, step);
+  }
+  /// The columns of one step of vector vec, as stored in kInt8.
+  SWITCHYARD_INLINE I bytes(const uint8_t* block, int vec, int step) {
+    if constexpr (kNibbles) {
+      I codes = Isa::load_int(address(block, vec, step % 4));
+      if (step >= 4) codes = Isa::template shift_right<4>(codes);
+      codes = Isa::bit_and(codes, Isa::set_int(0x0f0f0f0f));
+      if constexpr (kValues == PanelValues::kFp4) {
+        codes = Isa::look_up_bytes(Isa::table_bytes(kFp4Unsigned), codes);
+      }
+      return codes;
+    } else {
+      return Isa::load_int(address(block, vec, step));
+    }
+  }
+  SWITCHYARD_INLINE auto load(const uint8_t* block, int vec, int step) {
+    return Dot::weight(bytes(block, vec, step));
+  }
+};
+
+struct IntRowPointers {
+  const int8_t* values;
+  const float* scales;
+  const int32_t* corrections;
+};
+
+/// acc += scale * row_scale * (exact dot product) for each block, or half block.
+template <class Isa, PanelValues kValues, IntBytes kBytes, bool kHalf, bool kZeros, int kVecs,
+          int kRows>
+[[gnu::noinline]] static void int_tile(const Slab& slab, const IntRowPointers* rows, int first_vec,
+                                       bool fresh, float* const* out) {
+  using Block = IntBlock<Isa, kValues, kBytes>;
+  using Dot = typename Block::Dot;
+  using F = typename Isa::F;
+  constexpr int kParts = kHalf ? 2 : 1;
+  constexpr int kSteps = Block::kSteps / kParts;
+
+  // A tile of one row has registers to spare.
+  constexpr bool kInMemory = Isa::kSumsInMemory && kRows > 1;
+  F acc[kRows][kVecs];
+  const auto load_sums = [&](bool zeros) {
+#pragma GCC unroll 16
+    for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 4
+      for (int v = 0; v < kVecs; ++v) {
+        acc[r][v] = zeros ? Isa::zero() : Isa::load(out[r] + (first_vec + v) * Isa::kLanes);
+      }
+    }
+  };
+  const auto store_sums = [&] {
+#pragma GCC unroll 16
+    for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 4
+      for (int v = 0; v < kVecs; ++v) {
+        Isa::store(out[r] + (first_vec + v) * Isa::kLanes, acc[r][v]);
+      }
+    }
+  };
+  load_sums(fresh);
+  if (kInMemory) store_sums();
+  for (int b = 0; b < slab.num_blocks; ++b) {
+    const uint8_t* block = Block::address(slab.values, first_vec, 0) + b * Block::kBlockBytes;
+    const auto prefetch = Prefetch<kValues>::of(slab, b, first_vec == 0);
+#pragma GCC unroll 2
+    for (int part = 0; part < kParts; ++part) {
+      typename Dot::Acc sum[kRows][kVecs];
+#pragma GCC unroll 16
+      for (int r = 0; r < kRows; ++r) {
+        const auto correction = Isa::set_int(rows[r].corrections[b * kParts + part]);
+#pragma GCC unroll 4
+        for (int v = 0; v < kVecs; ++v) {
+          if constexpr (kZeros) {
+            const auto zeros =
+                Isa::load_int(slab.zeros + b * kPanelRows + (first_vec + v) * Isa::kLanes);
+            sum[r][v] = Dot::start(Isa::times_zeros(zeros, correction));
+          } else {
+            sum[r][v] = Dot::start(correction);
+          }
+        }
+      }
+#pragma GCC unroll 16
+      for (int i = 0; i < kSteps; ++i) {
+        // Low and high nibbles of one load follow each other.
+        const int step = kHalf || !Block::kNibbles ? part * kSteps + i : i / 2 + i % 2 * 4;
+        if (i % (kSteps / 4 * kParts) == 0) {
+          Prefetch<kValues>::step(prefetch, (part * kSteps + i) * 4 / Block::kSteps, 4);
+        }
+        decltype(Block::load(block, 0, 0)) weights[kVecs];
+#pragma GCC unroll 4
+        for (int v = 0; v < kVecs; ++v) {
+          weights[v] = Block::load(block, v, step);
+        }
+#pragma GCC unroll 16
+        for (int r = 0; r < kRows; ++r) {
+          const auto activation = Dot::activation(rows[r].values + b * Block::kRowBytes + step * 4);
+#pragma GCC unroll 4
+          for (int v = 0; v < kVecs; ++v) Dot::step(sum[r][v], weights[v], activation);
+        }
+      }
+      F scales[kVecs];
+#pragma GCC unroll 4
+      for (int v = 0; v < kVecs; ++v) {
+        scales[v] = Isa::load(slab.scales + (b * kParts + part) * kPanelRows +
+                              (first_vec + v) * Isa::kLanes);
+      }
+#pragma GCC unroll 16
+      for (int r = 0; r < kRows; ++r) {
+        const F row_scale = Isa::set(rows[r].scales[b]);
+#pragma GCC unroll 4
+        for (int v = 0; v < kVecs; ++v) {
+          float* memory = out[r] + (first_vec + v) * Isa::kLanes;
+          if (kInMemory) acc[r][v] = Isa::load(memory);
+          acc[r][v] = Isa::fma(Isa::to_float(Dot::result(sum[r][v])),
+                               Isa::mul(scales[v], row_scale), acc[r][v]);
+          if (kInMemory) Isa::store(memory, acc[r][v]);
+        }
+      }
+    }
+  }
+  if (!kInMemory) store_sums();
+}
+
+/// int8 blocks to signed words.
+template <class Isa>
+static void widen_weights(const Slab& slab, uint8_t* out) {
+  using Bytes = IntBlock<Isa, PanelValues::kInt8, IntBytes::kWide>;
+  using Words = IntBlock<Isa, PanelValues::kInt8, IntBytes::kWords>;
+  for (int b = 0; b < slab.num_blocks; ++b, out += Words::kBlockBytes) {
+    const uint8_t* block = slab.values + b * Bytes::kBlockBytes;
+    const auto prefetch = Prefetch<PanelValues::kInt8>::of(slab, b, true);
+#pragma GCC unroll 8
+    for (int quad = 0; quad < 8; ++quad) {
+      if (quad % 2 == 0) Prefetch<PanelValues::kInt8>::step(prefetch, quad / 2, 4);
+#pragma GCC unroll 4
+      for (int v = 0; v < kPanelRows / Isa::kLanes; ++v) {
+        const auto words = Isa::words_less_128(Bytes::bytes(block, v, quad));
+        const int64_t at = Bytes::address(block, v, quad) - block;
+        Isa::store_int(out + at, words.even);
+        Isa::store_int(out + Bytes::kBlockBytes + at, words.odd);
+      }
+    }
+  }
+}
+
+/// 4-bit blocks to the bytes that IntBlock would load, in the layout of kInt8.
+template <class Isa, PanelValues kValues>
+static void decode_bytes(const Slab& slab, uint8_t* out) {
+  using Block = IntBlock<Isa, kValues, IntBytes::kNarrow>;
+  for (int b = 0; b < slab.num_blocks; ++b) {
+    const uint8_t* block = slab.values + b * Block::kBlockBytes;
+    const auto prefetch = Prefetch<kValues>::of(slab, b, true);
+#pragma GCC unroll 8
+    for (int quad = 0; quad < 8; ++quad) {
+      if (quad % 2 == 0) Prefetch<kValues>::step(prefetch, quad / 2, 4);
+#pragma GCC unroll 4
+      for (int v = 0; v < kPanelRows / Isa::kLanes; ++v) {
+        uint8_t* to = out + (unit_address<Isa, PanelValues::kInt8>(block, v, quad) - block);
+        Isa::store_int(to, Block::bytes(block, v, quad));
+      }
+    }
+    out += kPanelRows * kBlockCols;
+  }
+}
+
+template <class Isa, PanelValues kValues, IntBytes kBytes, bool kHalf, bool kZeros>
+static void int_rows(const MultiplyJob& job, const Slab& slab, bool fresh) {
+  constexpr bool kWords = kBytes == IntBytes::kWords;
+  constexpr int kTileRows = kWords ? Isa::kTileRowsWords : Isa::kTileRowsInt;
+  constexpr int kTileVectors = kWords                      ? Isa::kTileVectorsWords
+                               : kBytes == IntBytes::kWide ? Isa::kTileVectorsWide
+                                                           : Isa::kTileVectors;
+  constexpr int kRowBytes = IntBlock<Isa, kValues, kBytes>::kRowBytes;
+  const int64_t values_offset = kWords ? job.row_layout->words_offset : 0;
+  for (int begin = 0, count; begin < job.num_rows; begin += count) {
+    count = tile_rows(job.num_rows - begin, kTileRows);
+    IntRowPointers rows[kTileRows];
+    float* out[kTileRows];
+    for (int r = 0; r < count; ++r) {
+      const uint8_t* row = row_at(job, begin + r);
+      const int64_t block = slab.first_block;
+      rows[r].values = reinterpret_cast<const int8_t*>(row) + values_offset + block * kRowBytes;
+      rows[r].scales = reinterpret_cast<const float*>(row + job.row_layout->scales_offset) + block;
+      rows[r].corrections =
+          reinterpret_cast<const int32_t*>(row + job.row_layout->corrections_offset) +
+          block * (kHalf ? 2 : 1);
+      out[r] = job.out + int64_t{begin + r} * kPanelRows;
+    }
+    with_count<kTileRows>(count, [&](auto n) {
+      constexpr int kRows = decltype(n)::value;
+      // A single row takes all vectors at once, in one stream.
+      constexpr int kVecs = kRows == 1 ? kPanelRows / Isa::kLanes : kTileVectors;
+      for (int vec = 0; vec < kPanelRows / Isa::kLanes; vec += kVecs) {
+        int_tile<Isa, kValues, kBytes, kHalf, kZeros, kVecs, kRows>(slab, rows, vec, fresh, out);
+      }
+    });
+  }
+}
+
+/// Without VPDPBUSD, up to so many tiles decode in registers; more share a decoded slab (AVX-512,
+/// MXFP4: 16 rows 272 and 270, 64 rows 272 and 301 Gop/s).
+constexpr int kMaxDirectTiles = 3;
+
+/// Blocks of int8 weights that are words at a time: 16 KiB, half of L1, which every tile of rows
+/// reads anew (AVX2, 64 rows: 160 Gop/s; 32 blocks 151).
+constexpr int kWordBlocks = 8;
+
+/// From so many rows on a tile register is filled well enough. A guess: AMX was never timed.
+constexpr int kMinTileRegisterRows = 8;
+
+/// int_rows by tile registers: 16 rows times a block give exact int32 sums, so the bits are the
+/// same.
+template <class Isa, bool kZeros>
+static void tile_register_rows(const MultiplyJob& job, const Slab& slab, bool fresh) {
+  using Tiles = typename Isa::Tiles;
+  constexpr int kRows = 16;
+  constexpr int kRowBytes = kSlabBlocks * kBlockCols;
+  alignas(64) int8_t values[kRows][kRowBytes] = {};
+  alignas(64) int32_t sums[kPanelRows / Isa::kLanes][kRows][Isa::kLanes];
+  Tiles::configure();
+  for (int begin = 0; begin < job.num_rows; begin += kRows) {
+    const int count = job.num_rows - begin < kRows ? job.num_rows - begin : kRows;
+    const uint8_t* rows[kRows];
+    for (int r = 0; r < count; ++r) {
+      rows[r] = row_at(job, begin + r);
+      __builtin_memcpy(values[r], rows[r] + int64_t{slab.first_block} * kBlockCols,
+                       static_cast<size_t>(slab.num_blocks) * kBlockCols);
+    }
+    for (int b = 0; b < slab.num_blocks; ++b) {
+      Tiles::multiply(slab.values + b * kPanelRows * kBlockCols, values[0] + b * kBlockCols,
+                      kRowBytes, sums);
+      const int block = slab.first_block + b;
+      for (int r = 0; r < count; ++r) {
+        const auto* scales =
+            reinterpret_cast<const float*>(rows[r] + job.row_layout->scales_offset);
+        const auto* corrections =
+            reinterpret_cast<const int32_t*>(rows[r] + job.row_layout->corrections_offset);
+        const auto row_scale = Isa::set(scales[block]);
+        for (int v = 0; v < kPanelRows / Isa::kLanes; ++v) {
+          auto correction = Isa::set_int(corrections[block]);
+          const int at = b * kPanelRows + v * Isa::kLanes;
+          if (kZeros) correction = Isa::times_zeros(Isa::load_int(slab.zeros + at), correction);
+          const auto sum = Isa::add_int(Isa::load_int(sums[v][r]), correction);
+          float* out = job.out + int64_t{begin + r} * kPanelRows + v * Isa::kLanes;
+          Isa::store(out,
+                     Isa::fma(Isa::to_float(sum), Isa::mul(Isa::load(slab.scales + at), row_scale),
+                              fresh && b == 0 ? Isa::zero() : Isa::load(out)));
+        }
+      }
+    }
+  }
+  Tiles::release();
+}
+
+template <class Isa, PanelValues kValues, bool kHalf, bool kZeros>
+static void int_slab(const MultiplyJob& job, Slab slab, bool fresh) {
+  using enum IntBytes;
+  constexpr bool kInt8 = kValues == PanelValues::kInt8;
+  constexpr int kDirectTiles = kInt8 ? 1 : kMaxDirectTiles;
+  // VPDPBUSD takes int8 weights as they are, and leaves pipes idle that decode nibbles again for
+  // every tile (Zen 4, MXFP4, 64 rows: 367 Gop/s; through a decoded slab 349).
+  constexpr bool kDecodes = Isa::kWordCorrections;
+  if constexpr (Isa::kHasTiles && !kHalf) {
+    if (job.num_rows >= kMinTileRegisterRows) {
+      if constexpr (!kInt8) {
+        decode_bytes<Isa, kValues>(slab, job.scratch->decoded);
+        slab.values = job.scratch->decoded;
+      }
+      return tile_register_rows<Isa, kZeros>(job, slab, fresh);
+    }
+  }
+  if (!kDecodes || job.num_rows <= kDirectTiles * Isa::kTileRowsInt) {
+    return int_rows < Isa, kValues, kInt8 ? kWide : kNarrow, kHalf, kZeros > (job, slab, fresh);
+  }
+  if constexpr (kDecodes && kInt8) {
+    for (int first = 0; first < slab.num_blocks; first += kWordBlocks) {
+      Slab part = blocks_of(slab, kValues, first, kWordBlocks);
+      widen_weights<Isa>(part, job.scratch->decoded);
+      part.values = job.scratch->decoded;
+      part.ahead = nullptr;
+      int_rows<Isa, PanelValues::kInt8, kWords, kHalf, kZeros>(job, part, fresh && first == 0);
+    }
+  } else if constexpr (kDecodes) {
+    decode_bytes<Isa, kValues>(slab, job.scratch->decoded);
+    slab.values = job.scratch->decoded;
+    slab.ahead = nullptr;
+    int_rows<Isa, PanelValues::kInt8, kNarrow, kHalf, kZeros>(job, slab, fresh);
+  }
+}
+
+template <class Isa>
+static void int_values(const MultiplyJob& job, const Slab& slab, bool fresh) {
+  const bool zeros = job.layout->zero_points;
+  switch (job.layout->values) {
+    case PanelValues::kFp4:
+      return slab.half_scales ? int_slab<Isa, PanelValues::kFp4, true, false>(job, slab, fresh)
+                              : int_slab<Isa, PanelValues::kFp4, false, false>(job, slab, fresh);
+    case PanelValues::kInt4:
+      return zeros ? int_slab<Isa, PanelValues::kInt4, false, true>(job, slab, fresh)
+                   : int_slab<Isa, PanelValues::kInt4, false, false>(job, slab, fresh);
+    default: return int_slab<Isa, PanelValues::kInt8, false, false>(job, slab, fresh);
+  }
+}
+
+}  // namespace
+}  // namespace switchyard::cpu

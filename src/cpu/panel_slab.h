@@ -1,0 +1,123 @@
+#pragma once
+// What every tile works on: some blocks of a panel, their prefetches, and rows of activations.
+// Included only by kernels_*.cpp; internal linkage.
+
+#include "cpu/panel_values.h"
+
+namespace switchyard::cpu {
+namespace {
+
+/// How far ahead of its use a line is prefetched. Values that multiply as they are stored are gone
+/// as fast as memory delivers: into L1, from near, else the prefetches only slow the hardware's own
+/// (one core of Zen 4, where a plain read reaches 33 GB/s: bf16 30 GB/s, int8 22; from 8 KiB into
+/// L2: 23 and 20). Where decoding takes longer, L2, since prefetches into L1 hold one of its few
+/// miss buffers each (MXFP4 20, FP8 20; as above: 17 and 19; none: 16 and 14).
+constexpr bool prefetches_near(PanelValues values) {
+  return !has_scales(values) || values == PanelValues::kInt8;
+}
+constexpr int64_t prefetch_bytes(PanelValues values) {
+  return prefetches_near(values) ? 4096 : 8192;
+}
+
+/// A number as a type.
+template <int kValue>
+struct Count {
+  static constexpr int value = kValue;
+};
+
+/// What a tile works on: some blocks of one panel, expanded or as stored.
+struct Slab {
+  const uint8_t* values = nullptr;  // of the slab's first block
+  const float* scales = nullptr;    // [num_blocks or twice that][32]
+  const int32_t* zeros = nullptr;   // [num_blocks][32]
+  int first_block = 0;
+  int num_blocks = 0;
+  bool half_scales = false;
+  // While block b is worked on, the block's bytes at (b < switch_at ? ahead : beyond) + b * block
+  // bytes are prefetched, and header_lines lines of the next panel's scales. Null: nothing.
+  const uint8_t* ahead = nullptr;
+  const uint8_t* beyond = nullptr;
+  int switch_at = 0;
+  const uint8_t* header = nullptr;
+  int header_lines = 0;
+};
+
+template <PanelValues kValues>
+SWITCHYARD_INLINE void prefetch_line(const uint8_t* p) {
+  constexpr auto kHint = prefetches_near(kValues) ? _MM_HINT_T0 : _MM_HINT_T1;
+  _mm_prefetch(reinterpret_cast<const char*>(p), kHint);
+}
+
+constexpr int values_block_bytes(PanelValues values) {
+  switch (values) {
+    case PanelValues::kFp4:
+    case PanelValues::kInt4: return kPanelRows * kBlockCols / 2;
+    case PanelValues::kBf16:
+    case PanelValues::kF16: return kPanelRows * kBlockCols * 2;
+    case PanelValues::kF32: return kPanelRows * kBlockCols * 4;
+    default: return kPanelRows * kBlockCols;
+  }
+}
+
+/// Prefetches for one block, spread over its work: a burst would fill the miss buffers.
+template <PanelValues kValues>
+struct Prefetch {
+  const uint8_t* next;
+
+  SWITCHYARD_INLINE Prefetch of(const Slab& slab, int block, bool wanted) {
+    if (!wanted || slab.ahead == nullptr) return {nullptr};
+    for (int i = 0; i < slab.header_lines; ++i) {
+      prefetch_line<kValues>(slab.header + (int64_t{block} * slab.header_lines + i) * kLineBytes);
+    }
+    return {(block < slab.switch_at ? slab.ahead : slab.beyond) +
+            int64_t{block} * values_block_bytes(kValues)};
+  }
+  /// Part `part` of `parts` of the block's lines.
+  SWITCHYARD_INLINE void step(const Prefetch& prefetch, int part, int parts) {
+    if (prefetch.next == nullptr) return;
+    const int bytes = values_block_bytes(kValues) / parts;
+#pragma GCC unroll 8
+    for (int i = 0; i < bytes; i += kLineBytes)
+      prefetch_line<kValues>(prefetch.next + part * bytes + i);
+  }
+};
+
+/// Blocks [first, first + count) of a slab, as far as it has them.
+SWITCHYARD_INLINE Slab blocks_of(Slab slab, PanelValues values, int first, int count) {
+  const int64_t bytes = int64_t{first} * values_block_bytes(values);
+  const int scales = first * kPanelRows * (slab.half_scales ? 2 : 1);
+  slab.values += bytes;
+  slab.scales += scales;
+  slab.zeros += first * kPanelRows;
+  slab.first_block += first;
+  slab.num_blocks = slab.num_blocks - first < count ? slab.num_blocks - first : count;
+  slab.ahead += bytes;
+  slab.beyond += bytes;
+  slab.switch_at -= first;
+  slab.header += int64_t{first} * slab.header_lines * kLineBytes;
+  return slab;
+}
+
+/// Calls call(Count<n>) for n = count, 1 <= count <= kMax.
+template <int kMax, class Call>
+SWITCHYARD_INLINE void with_count(int count, const Call& call) {
+  if constexpr (kMax > 1) {
+    if (count < kMax) return with_count<kMax - 1>(count, call);
+  }
+  call(Count<kMax>{});
+}
+
+SWITCHYARD_INLINE const uint8_t* row_at(const MultiplyJob& job, int row) {
+  const int64_t index = job.row_index == nullptr ? row : job.row_index[row] / job.row_divisor;
+  return job.rows + index * job.row_layout->row_bytes;
+}
+
+/// Rows of the next tile when `left` are left: tiles of a set differ by one row at most, since a
+/// tile of few rows costs nearly what a full one does.
+SWITCHYARD_INLINE int tile_rows(int left, int most) {
+  const int tiles = (left + most - 1) / most;
+  return (left + tiles - 1) / tiles;
+}
+
+}  // namespace
+}  // namespace switchyard::cpu
