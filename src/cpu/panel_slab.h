@@ -7,17 +7,16 @@
 namespace switchyard::cpu {
 namespace {
 
-/// How far ahead of its use a line is prefetched. Values that multiply as they are stored are gone
-/// as fast as memory delivers: into L1, from near, else the prefetches only slow the hardware's own
-/// (one core of Zen 4, where a plain read reaches 33 GB/s: bf16 30 GB/s, int8 22; from 8 KiB into
-/// L2: 23 and 20). Where decoding takes longer, L2, since prefetches into L1 hold one of its few
-/// miss buffers each (MXFP4 20, FP8 20; as above: 17 and 19; none: 16 and 14).
-constexpr bool prefetches_near(PanelValues values) {
+/// Where lines are prefetched to. Values that multiply as they are stored are gone as fast as
+/// memory delivers: into L1, else the prefetches only slow the hardware's own (one core of Zen 4,
+/// where a plain read reaches 33 GB/s: bf16 30 GB/s, int8 22; into L2: 23 and 20). Where decoding
+/// takes longer, L2, since prefetches into L1 hold one of its few miss buffers each (MXFP4 20, FP8
+/// 20; into L1 17 and 19; none 16 and 14).
+constexpr bool prefetches_into_l1(PanelValues values) {
   return !has_scales(values) || values == PanelValues::kInt8;
 }
-constexpr int64_t prefetch_bytes(PanelValues values) {
-  return prefetches_near(values) ? 4096 : 8192;
-}
+/// How far ahead of their use. int8: what is widened to words at a time (kWordBlocks).
+constexpr int64_t prefetch_bytes(PanelValues values) { return has_scales(values) ? 8192 : 4096; }
 
 /// A number as a type.
 template <int kValue>
@@ -44,7 +43,7 @@ struct Slab {
 
 template <PanelValues kValues>
 SWITCHYARD_INLINE void prefetch_line(const uint8_t* p) {
-  constexpr auto kHint = prefetches_near(kValues) ? _MM_HINT_T0 : _MM_HINT_T1;
+  constexpr auto kHint = prefetches_into_l1(kValues) ? _MM_HINT_T0 : _MM_HINT_T1;
   _mm_prefetch(reinterpret_cast<const char*>(p), kHint);
 }
 
