@@ -46,7 +46,7 @@ struct ForwardArgs {
   TensorView output{};         ///< [T, H], same type; written completely
   /// Routing input, in order of precedence: ids and weights, else logits, else the layer's own
   /// router.
-  TensorView topk_ids{};      ///< [T, K] i32, distinct in a row; -1 and >= E are skipped
+  TensorView topk_ids{};      ///< [T, K] i32; -1 and >= E are skipped
   TensorView topk_weights{};  ///< [T, K] f32
   /// [T, E] f32, bf16 or f16, without fused shared experts; the layer adds logit_bias, if it has
   /// one.

@@ -49,10 +49,11 @@ SWITCHYARD_EXPORT int64_t sort_workspace_bytes(int64_t num_tokens, int64_t top_k
                                                BackendKind backend = BackendKind::kCpu);
 
 /// MoE sorting. A packed id is slot << 24 | token; padding is K << 24 | T. Blocks of unit_size
-/// rows, ascending experts, ascending tokens inside an expert; experts without tokens or masked out
-/// get no block. Outputs are written to their end: rows past num_valid_ids[0] are padding.
+/// rows, ascending experts, ascending tokens and slots inside an expert; experts without tokens or
+/// masked out get no block. Outputs are written to their end: rows past num_valid_ids[0] are
+/// padding.
 struct SortArgs {
-  TensorView topk_ids{};      ///< [T, K] i32, distinct in a row; < 0 and >= E are skipped
+  TensorView topk_ids{};      ///< [T, K] i32; < 0 and >= E are skipped
   TensorView topk_weights{};  ///< [T, K] f32, copied bit for bit
   int64_t num_experts = 0;
   int64_t unit_size = 32;

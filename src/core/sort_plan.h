@@ -6,7 +6,8 @@
 // next ranks the chunks meanwhile, and then knows where their rows begin.
 //
 // Ranks come from bitmaps (one bit per token and expert): the rank of a pair is the number of set
-// bits before its own, so no atomic decides the order.
+// bits before its own, so no atomic decides the order. Where a token names an expert twice, ids are
+// counted one by one instead.
 
 #include <cstdint>
 
@@ -88,9 +89,9 @@ constexpr SortPlan plan_one_shot(int64_t num_tokens, int64_t top_k, int64_t num_
 constexpr SortPlan plan_chunked(int64_t num_tokens, int64_t top_k, int64_t num_experts) {
   SortPlan plan{.path = SortPath::kChunked, .threads = kSortThreads};
   const int64_t even_share = align_up(ceil_div(num_tokens, kSortMaxChunks), kWordBits);
-  constexpr int64_t kMaxCounted =  // counts of a cluster are 16 bits wide
-      65535 / kSortClusterChunks / kWordBits * kWordBits;
-  plan.tokens_per_chunk = even_share < kMaxCounted ? even_share : kMaxCounted;
+  const int64_t most_counted =  // counts of a cluster are 16 bits wide, all may be of one expert
+      65535 / (kSortClusterChunks * top_k) / kWordBits * kWordBits;
+  plan.tokens_per_chunk = even_share < most_counted ? even_share : most_counted;
   plan.num_blocks = ceil_div(num_tokens, plan.tokens_per_chunk);
   plan.workspace_bytes = sort_counts_bytes(plan.num_blocks, num_experts);
   const int64_t by_pairs = kSortPairsPerPass / top_k / kWordBits * kWordBits;

@@ -18,52 +18,93 @@ __device__ int32_t load_weight(const SortJob& job, int32_t pair) {
   return job.topk_weights == nullptr ? kOneBits : __ldcg(job.topk_weights + pair);
 }
 
-/// Consecutive pairs that are ranked together.
+/// Consecutive pairs that are ranked together, and how many of them belong to tokens that exist.
 struct Pass {
-  int32_t first_token, first_pair, num_pairs;
+  int32_t first_token, first_pair, num_pairs, num_live;
 };
-__device__ Pass pass_at(const SortParams& p, int32_t first_token, int32_t end_token) {
+__device__ int32_t live_pairs(const SortParams& p, int32_t tokens, int32_t left) {
+  return max(0, min(tokens, left)) * p.job.top_k;
+}
+__device__ Pass pass_at(const SortParams& p, int32_t first_token, int32_t end_token,
+                        int32_t num_tokens) {
   const int32_t tokens = min(p.tokens_per_pass, end_token - first_token);
-  return {first_token, first_token * p.job.top_k, tokens * p.job.top_k};
+  return {first_token, first_token * p.job.top_k, tokens * p.job.top_k,
+          live_pairs(p, tokens, num_tokens - first_token)};
 }
 
 __device__ bool is_expert(const SortJob& job, int32_t id) {
   return static_cast<uint32_t>(id) < static_cast<uint32_t>(job.num_experts);
 }
 
-/// Fills the cleared bitmaps: a bit per token for each of its experts, masked ones too.
-/// `num_tokens` counts from the start of the batch. Ends synchronised.
-__device__ void fill_bitmaps(const SortParams& p, const SortShared& s, const Pass& pass,
-                             int32_t num_tokens) {
-  constexpr int kAtOnce = 4;
-  for (int first = thread(); first - thread() < pass.num_pairs; first += kAtOnce * num_threads()) {
-    int32_t ids[kAtOnce];
+/// Some of a thread's pairs of a pass (every num_threads() one), loaded all at once.
+struct HeldPairs {
+  static constexpr int kCount = 4;
+  int32_t ids[kCount];
+  int32_t weights[kCount];
+};
+/// Those from pair `first` on, the thread's own; without weights where they are not needed.
+template <bool kWeights>
+__device__ HeldPairs hold_pairs(const SortParams& p, const Pass& pass, int32_t first) {
+  HeldPairs held;
 #pragma unroll
-    for (int i = 0; i < kAtOnce; ++i) {
-      const int pair = first + i * num_threads();
-      ids[i] = pair < pass.num_pairs ? __ldcg(p.job.topk_ids + pass.first_pair + pair) : -1;
-    }
-    if (first == thread()) __syncthreads();  // the bitmaps are clear; the loads are under way
-#pragma unroll
-    for (int i = 0; i < kAtOnce; ++i) {
-      const int pair = first + i * num_threads();
-      const int32_t token = token_of(p, pair);
-      if (!is_expert(p.job, ids[i]) || pass.first_token + token >= num_tokens) continue;
-      const uint32_t bit = 1u << (token % 32);
-      const uint32_t before = atomicOr(&s.bitmaps[ids[i] * p.bitmap_words + token / 32], bit);
-      if ((before & bit) != 0) *s.repeated = 1;
+  for (int i = 0; i < HeldPairs::kCount; ++i) {
+    const int32_t pair = first + i * num_threads();
+    const bool exists = pair < pass.num_pairs;
+    held.ids[i] = exists ? __ldcg(p.job.topk_ids + pass.first_pair + pair) : -1;
+    if constexpr (kWeights) {
+      held.weights[i] = exists ? load_weight(p.job, pass.first_pair + pair) : 0;
     }
   }
+  return held;
+}
+/// Calls work(pair, id, weight) for all of the thread's pairs, of which it holds the first.
+template <bool kWeights, class Work>
+__device__ void for_pairs(const SortParams& p, const Pass& pass, HeldPairs held, const Work& work) {
+  for (int32_t first = thread();;) {
+#pragma unroll
+    for (int i = 0; i < HeldPairs::kCount; ++i) {
+      const int32_t pair = first + i * num_threads();
+      if (pair < pass.num_pairs) work(pair, held.ids[i], kWeights ? held.weights[i] : 0);
+    }
+    first += HeldPairs::kCount * num_threads();
+    if (first >= pass.num_pairs) return;
+    held = hold_pairs<kWeights>(p, pass, first);
+  }
+}
+
+/// Fills the cleared bitmaps: a bit per token for each of its experts, masked ones too. Ends
+/// synchronised.
+__device__ void fill_bitmaps(const SortParams& p, const SortShared& s, const Pass& pass,
+                             const HeldPairs& held) {
+  __syncthreads();  // the bitmaps are clear
+  for_pairs<false>(p, pass, held, [&](int32_t pair, int32_t id, int32_t) {
+    if (!is_expert(p.job, id) || pair >= pass.num_live) return;
+    const int32_t token = token_of(p, pair);
+    const uint32_t bit = 1u << (token % 32);
+    const uint32_t before = atomicOr(&s.bitmaps[id * p.bitmap_words + token / 32], bit);
+    if ((before & bit) != 0) *s.repeated = 1;
+  });
   __syncthreads();
 }
 
-/// Whether an earlier slot of the token names the same expert. A row must not; when one does, the
-/// first slot keeps its row and the others are skipped, as the bitmaps count them.
-__device__ bool repeats(const SortJob& job, int32_t token, int32_t pair, int32_t id) {
-  for (int32_t other = token * job.top_k; other < pair; ++other) {
-    if (__ldcg(job.topk_ids + other) == id) return true;
-  }
-  return false;
+/// Pairs of the pass before `end` that name the expert, one by one: where some token names an
+/// expert twice, which routing never does, bits do not count them all.
+__device__ int32_t count_ids(const SortParams& p, const Pass& pass, int32_t id, int32_t end) {
+  const int32_t* ids = p.job.topk_ids + pass.first_pair;
+  int32_t count = 0;
+#pragma unroll 8
+  for (int32_t pair = 0; pair < end; ++pair) count += ids[pair] == id ? 1 : 0;
+  return count;
+}
+/// Pairs of the pass with the expert.
+__device__ int32_t count_in_pass(const SortParams& p, const SortShared& s, const Pass& pass,
+                                 int32_t id) {
+  return *s.repeated != 0 ? count_ids(p, pass, id, pass.num_live) : count_bits(p, s, id);
+}
+/// Those of them that come before `pair`, which is of `token`.
+__device__ int32_t rank_in_pass(const SortParams& p, const SortShared& s, const Pass& pass,
+                                int32_t id, int32_t token, int32_t pair) {
+  return *s.repeated != 0 ? count_ids(p, pass, id, pair) : rank_of(p, s, id, token);
 }
 
 /// Piece `piece` of the buffer to zero. Small pieces: SMs take one whenever they have room.
@@ -89,20 +130,24 @@ __global__ void __launch_bounds__(kThreads)
   const SortShared s = carve_sort(p);
   clear_bitmaps(p, s);
   wait_for_previous_kernel();
-  const Pass all{0, 0, static_cast<int32_t>(job.tokens.limit) * job.top_k};
+  const auto most_tokens = static_cast<int32_t>(job.tokens.limit);
+  Pass all{0, 0, most_tokens * job.top_k, 0};
+  const HeldPairs held = hold_pairs<false>(p, all, thread());
   // This thread's own pair to place; loaded before it is needed.
   const int32_t at = block * num_threads() + thread();
   const int32_t id = at < all.num_pairs ? __ldcg(job.topk_ids + at) : -1;
   const int32_t weight = at < all.num_pairs ? load_weight(job, at) : 0;
   const auto num_tokens = static_cast<int32_t>(job.tokens.value());
+  all.num_live = live_pairs(p, most_tokens, num_tokens);
   load_mask(p, s);
-  fill_bitmaps(p, s, all, num_tokens);
-  const Placed placed = place_experts(p, s, [&](int e) { return count_bits(p, s, e); });
+  fill_bitmaps(p, s, all, held);
+  const Placed placed = place_experts(p, s, *s.repeated != 0 ? p.repeated_block_bits : p.block_bits,
+                                      [&](int e) { return count_in_pass(p, s, all, e); });
   if (at < all.num_pairs) {
     const int32_t token = token_of(p, at);
-    bool chosen = is_expert(job, id) && token < num_tokens && s.local_id[id] >= 0;
-    if (chosen && *s.repeated != 0) chosen = !repeats(job, token, at, id);
-    const int32_t row = chosen ? s.first_block[id] * job.unit_size + rank_of(p, s, id, token) : -1;
+    const bool chosen = is_expert(job, id) && at < all.num_live && s.local_id[id] >= 0;
+    const int32_t row =
+        chosen ? s.first_block[id] * job.unit_size + rank_in_pass(p, s, all, id, token, at) : -1;
     if (chosen) write_row(job, row, pack_pair(token, at - token * job.top_k), weight);
     write_pair(job, at, row, chosen ? s.local_id[id] : -1);
   }
@@ -128,14 +173,15 @@ __device__ Staging carve_staging(const SortParams& p, const SortShared& s) {
 }
 
 /// offset[e] of every expert in the pass. Returns the pass's pairs; ends synchronised.
-__device__ int32_t find_offsets(const SortParams& p, const SortShared& s, const Staging& staging) {
+__device__ int32_t find_offsets(const SortParams& p, const SortShared& s, const Staging& staging,
+                                const Pass& pass) {
   const int num_groups = ceil_div(p.job.num_experts, 32);
   const int num_warps = num_threads() / 32;
-  const int bits = 32 - __clz(p.tokens_per_pass);
+  const int bits = 32 - __clz(*s.repeated != 0 ? pass.num_pairs : p.tokens_per_pass);
   for (int group = thread() / 32; group < num_groups; group += num_warps) {
     const int e = group * 32 + lane();
     const bool local = takes_part(p, s, e);
-    const LaneSums pairs = sum_lanes(local ? count_bits(p, s, e) : 0, bits);
+    const LaneSums pairs = sum_lanes(local ? count_in_pass(p, s, pass, e) : 0, bits);
     if (e < p.job.num_experts) staging.offset[e] = local ? pairs.before : -1;
     if (lane() == 0) s.group_sums[group].x = static_cast<uint32_t>(pairs.all);
   }
@@ -158,25 +204,16 @@ __device__ int32_t find_offsets(const SortParams& p, const SortShared& s, const 
 /// Puts the pass's pairs in sorted order; pairs without a row are finished here. Returns how many
 /// were staged; ends synchronised.
 __device__ int32_t stage_pass(const SortParams& p, const SortShared& s, const Staging& staging,
-                              const Pass& pass, int32_t num_tokens) {
-  const int32_t num_staged = find_offsets(p, s, staging);
-  for (int pair = thread(); pair < pass.num_pairs; pair += num_threads()) {
-    const int32_t id = __ldcg(p.job.topk_ids + pass.first_pair + pair);
-    const int32_t weight = load_weight(p.job, pass.first_pair + pair);
-    const int32_t token = token_of(p, pair);
-    bool chosen =
-        is_expert(p.job, id) && pass.first_token + token < num_tokens && staging.offset[id] >= 0;
-    if (chosen && *s.repeated != 0) {
-      chosen = !repeats(p.job, pass.first_token + token, pass.first_pair + pair, id);
+                              const Pass& pass, const HeldPairs& held) {
+  const int32_t num_staged = find_offsets(p, s, staging, pass);
+  for_pairs<true>(p, pass, held, [&](int32_t pair, int32_t id, int32_t weight) {
+    if (!is_expert(p.job, id) || pair >= pass.num_live || staging.offset[id] < 0) {
+      return write_pair(p.job, pass.first_pair + pair, -1, -1);
     }
-    if (!chosen) {
-      write_pair(p.job, pass.first_pair + pair, -1, -1);
-      continue;
-    }
-    const int32_t at = staging.offset[id] + rank_of(p, s, id, token);
+    const int32_t at = staging.offset[id] + rank_in_pass(p, s, pass, id, token_of(p, pair), pair);
     staging.pair_and_expert[at] = static_cast<uint32_t>(pair) | static_cast<uint32_t>(id) << 16;
     staging.weight[at] = weight;
-  }
+  });
   __syncthreads();
   return num_staged;
 }
@@ -242,14 +279,18 @@ __device__ void synchronize_cluster(const SortParams& p) {
 #endif
   __syncthreads();
 }
-/// Sum of *count in the shared memory of the cluster's first `num_blocks` blocks.
+/// Sum of *count in the shared memory of the cluster's first `num_blocks` blocks. All loads are in
+/// flight at once.
 __device__ int32_t add_up_cluster(const int32_t* count, int num_blocks) {
   int32_t sum = 0;
 #if __CUDA_ARCH__ >= 900
-  for (int rank = 0; rank < num_blocks; ++rank) {
-    sum += static_cast<int32_t>(
-        sm90::cluster_load(sm90::shared_address_in(count, static_cast<uint32_t>(rank))));
+  uint32_t counts[kSortClusterChunks];
+#pragma unroll
+  for (int rank = 0; rank < kSortClusterChunks; ++rank) {
+    counts[rank] = rank < num_blocks ? sm90::cluster_load(sm90::shared_address_in(count, rank)) : 0;
   }
+#pragma unroll
+  for (const uint32_t one : counts) sum += static_cast<int32_t>(one);
 #endif
   return sum;
 }
@@ -275,9 +316,10 @@ __global__ void __launch_bounds__(kThreads)
   for (int e = thread(); e < p.job.num_experts; e += num_threads()) counts[e] = 0;
   for (int32_t token = begin; token < end; token += p.tokens_per_pass) {
     if (token != begin) clear_bitmaps(p, s);
-    fill_bitmaps(p, s, pass_at(p, token, end), num_tokens);
+    const Pass pass = pass_at(p, token, end, num_tokens);
+    fill_bitmaps(p, s, pass, hold_pairs<false>(p, pass, thread()));
     for (int e = thread(); e < p.job.num_experts; e += num_threads()) {
-      if (takes_part(p, s, e)) counts[e] += count_bits(p, s, e);
+      if (takes_part(p, s, e)) counts[e] += count_in_pass(p, s, pass, e);
     }
     __syncthreads();
   }
@@ -313,20 +355,21 @@ __global__ void __launch_bounds__(kThreads)
   Placed placed{};
   load_mask(p, s);
   for (int32_t token = begin; token < end; token += p.tokens_per_pass) {
-    const Pass pass = pass_at(p, token, end);
+    const Pass pass = pass_at(p, token, end, num_tokens);
+    const HeldPairs held = hold_pairs<true>(p, pass, thread());
     clear_bitmaps(p, s);
-    fill_bitmaps(p, s, pass, num_tokens);
-    const int32_t num_staged = stage_pass(p, s, staging, pass, num_tokens);
+    fill_bitmaps(p, s, pass, held);
+    const int32_t num_staged = stage_pass(p, s, staging, pass, held);
     if (token == begin) {
       wait_for_previous_kernel();
       add_up_chunks(p, staging, chunk);
-      placed = place_experts(p, s, [&](int e) { return staging.rows[e]; });
+      placed = place_experts(p, s, p.repeated_block_bits, [&](int e) { return staging.rows[e]; });
     }
     write_staged(p, s, staging, pass, num_staged);
     if (end - token <= p.tokens_per_pass) break;
     __syncthreads();
     for (int e = thread(); e < job.num_experts; e += num_threads()) {
-      staging.before[e] += count_bits(p, s, e);
+      staging.before[e] += count_in_pass(p, s, pass, e);
     }
     __syncthreads();
   }
@@ -352,7 +395,10 @@ int64_t num_pieces(const SortJob& job) {
 }  // namespace
 
 SortParams sort_params(const SortJob& job, const SortPlan& plan, void* scratch) {
-  const int64_t most_blocks = ceil_div<int64_t>(job.tokens.limit, job.unit_size);
+  const auto block_bits = [&](int64_t rows) {
+    return static_cast<int32_t>(
+        std::bit_width(static_cast<uint32_t>(ceil_div<int64_t>(rows, job.unit_size))));
+  };
   const bool shifts = std::has_single_bit(static_cast<uint32_t>(job.unit_size));
   return {.job = job,
           .counts = static_cast<uint16_t*>(scratch),
@@ -362,7 +408,8 @@ SortParams sort_params(const SortJob& job, const SortPlan& plan, void* scratch) 
           .bitmap_words = static_cast<int32_t>(plan.bitmap_words),
           .count_stride = static_cast<int32_t>(sort_count_stride(job.num_experts)),
           .cluster = 1,
-          .block_bits = static_cast<int32_t>(std::bit_width(static_cast<uint32_t>(most_blocks))),
+          .block_bits = block_bits(job.tokens.limit),
+          .repeated_block_bits = block_bits(job.tokens.limit * job.top_k),
           .unit_shift = shifts ? std::countr_zero(static_cast<uint32_t>(job.unit_size)) : -1,
           .top_k_inverse = static_cast<uint32_t>(
               ceil_div<uint64_t>(uint64_t{1} << 32, static_cast<uint64_t>(job.top_k)))};

@@ -7,14 +7,6 @@
 
 namespace switchyard::cuda {
 
-/// One expert that has rows, for kernels that walk experts instead of blocks.
-struct alignas(16) ActiveExpert {
-  int32_t expert;       ///< as in sorted_expert_ids
-  int32_t first_block;  ///< its first row is first_block * unit_size
-  int32_t num_rows;     ///< without padding
-  int32_t num_blocks;
-};
-
 struct SortJob {
   const int32_t* topk_ids = nullptr;      ///< [T, K]
   const int32_t* topk_weights = nullptr;  ///< [T, K] bits of f32, or null: all 1
@@ -30,12 +22,10 @@ struct SortJob {
   int32_t* sorted_weights = nullptr;  ///< or null
   int32_t* sorted_expert_ids = nullptr;
   int32_t* num_valid_ids = nullptr;
-  ActiveExpert* active_experts = nullptr;  ///< [min(E, T * K)] ascending, or null
-  int32_t* num_active = nullptr;           ///< [1], with active_experts
-  int32_t* local_topk_ids = nullptr;       ///< or null
-  int32_t* m_indices = nullptr;            ///< or null
-  int32_t* reverse_sorted = nullptr;       ///< or null
-  void* zeroed = nullptr;                  ///< 16-byte aligned, or null
+  int32_t* local_topk_ids = nullptr;  ///< or null
+  int32_t* m_indices = nullptr;       ///< or null
+  int32_t* reverse_sorted = nullptr;  ///< or null
+  void* zeroed = nullptr;             ///< 16-byte aligned, or null
   int64_t zeroed_bytes = 0;
 };
 

@@ -13,10 +13,11 @@ struct SortParams {
   SortJob job;
   uint16_t* counts;  // [num_clusters][count_stride], then [num_chunks][count_stride]
   int32_t num_sorters, tokens_per_chunk, tokens_per_pass, bitmap_words, count_stride;
-  int32_t cluster;         // chunks whose counts are added up before they are published
-  int32_t block_bits;      // of the most blocks that one expert can have
-  int32_t unit_shift;      // unit_size is 1 << unit_shift, or -1
-  uint32_t top_k_inverse;  // ceil(2^32 / top_k): exact quotients below 2^32 / 127
+  int32_t cluster;     // chunks whose counts are added up before they are published
+  int32_t block_bits;  // of the most blocks that one expert can have when no token repeats it
+  int32_t repeated_block_bits;  // and when one may
+  int32_t unit_shift;           // unit_size is 1 << unit_shift, or -1
+  uint32_t top_k_inverse;       // ceil(2^32 / top_k): exact quotients below 2^32 / 127
 };
 SortParams sort_params(const SortJob& job, const SortPlan& plan, void* scratch);
 
@@ -114,9 +115,11 @@ struct Placed {
   int32_t num_blocks, num_active;
 };
 /// From rows_of(expert), asked for experts that take part, to total, first_block, local_id and
-/// active. Experts go to warps in groups of 32. Ends synchronised.
+/// active. No expert has more than 2^block_bits - 1 blocks. Experts go to warps in groups of 32.
+/// Ends synchronised.
 template <class RowsOf>
-__device__ Placed place_experts(const SortParams& p, const SortShared& s, RowsOf rows_of) {
+__device__ Placed place_experts(const SortParams& p, const SortShared& s, int32_t block_bits,
+                                RowsOf rows_of) {
   const int num_groups = ceil_div(p.job.num_experts, 32);
   const int num_warps = num_threads() / 32;
   const uint32_t lower = (1u << lane()) - 1u;
@@ -124,7 +127,7 @@ __device__ Placed place_experts(const SortParams& p, const SortShared& s, RowsOf
     const int e = group * 32 + lane();
     const bool local = takes_part(p, s, e);
     const int32_t rows = local ? rows_of(e) : 0;
-    const LaneSums blocks = sum_lanes(blocks_of(p, rows), p.block_bits);
+    const LaneSums blocks = sum_lanes(blocks_of(p, rows), block_bits);
     const uint32_t with_rows = __ballot_sync(~0u, rows > 0);
     const uint32_t locals = __ballot_sync(~0u, local);
     if (e < p.job.num_experts) {
@@ -176,7 +179,7 @@ __device__ inline void write_pair(const SortJob& job, int32_t pair, int32_t row,
 }
 
 /// Everything that is not a pair's row, by thread `at` of `step` (whole warps): block ids, padding,
-/// active experts, the tail of the lists, counts.
+/// the tail of the lists, counts.
 __device__ inline void finish_lists(const SortParams& p, const SortShared& s, const Placed& placed,
                                     int32_t num_tokens, int32_t at, int32_t step) {
   const SortJob& job = p.job;
@@ -192,9 +195,6 @@ __device__ inline void finish_lists(const SortParams& p, const SortShared& s, co
     for (int32_t r = first * job.unit_size + rows + lane(); r < end; r += 32) {
       write_row(job, r, padding, 0);
     }
-    if (job.active_experts != nullptr && lane() == 0) {
-      job.active_experts[i] = {local_id, first, rows, blocks};
-    }
   }
   for (int32_t r = placed.num_blocks * job.unit_size + at; r < job.capacity; r += step) {
     write_row(job, r, padding, 0);
@@ -205,7 +205,6 @@ __device__ inline void finish_lists(const SortParams& p, const SortShared& s, co
   if (at > 0) return;
   job.num_valid_ids[0] = placed.num_blocks * job.unit_size;
   if (job.num_valid > 1) job.num_valid_ids[1] = num_tokens;
-  if (job.num_active != nullptr) *job.num_active = placed.num_active;
 }
 
 }  // namespace switchyard::cuda

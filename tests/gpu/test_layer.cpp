@@ -11,6 +11,7 @@
 #include "support/random.h"
 #include "support/random_weights.h"
 #include "switchyard/layer.h"
+#include "switchyard/models.h"
 
 namespace switchyard {
 namespace {
@@ -117,6 +118,40 @@ TEST(GpuLayer, AutoActivationsOfEightBitWeightsRunOnTheMatrixUnit) {
   }
 }
 
+TEST(GpuLayer, CallerMayNameAnExpertTwice) {
+  // Generic kernels, and the tuned ones for few and for many rows.
+  for (const Format format : {Format::kF32, Format::kBf16, Format::kMxfp4}) {
+    LayerSpec spec = with_format(
+        {.num_experts = 16, .top_k = 4, .hidden_size = 256, .intermediate_size = 128}, format);
+    const test::RandomWeights weights(spec, {.matrix = test::usual_matrix(format)});
+    const Layers layers(spec, weights);
+    for (const int64_t t : {1, 33, 900}) {
+      SCOPED_TRACE(std::string(to_string(format)) + " T " + std::to_string(t));
+      Random random(41);
+      const Buffer hidden = Buffer::normal(random, DataType::kBf16, {t, spec.hidden_size});
+      const Buffer ids = test::random_topk_ids(random, t, spec.top_k, spec.num_experts);
+      const Buffer topk_weights = test::random_topk_weights(random, t, spec.top_k);
+      for (int64_t token = 0; token < t; token += 3) {
+        int32_t* row = ids.as<int32_t>() + token * spec.top_k;
+        row[1] = row[3] = row[0];
+      }
+      const Buffer want(DataType::kBf16, {t, spec.hidden_size});
+      const test::GuardedMemory host(layers.reference.workspace_bytes(t));
+      layers.reference.forward(
+          {.hidden_states = hidden, .output = want, .topk_ids = ids, .topk_weights = topk_weights},
+          host.workspace());
+      const DeviceTensor x(hidden), y(Buffer(DataType::kBf16, {t, spec.hidden_size})),
+          device_ids(ids), device_weights(topk_weights);
+      const cuda::DeviceBuffer workspace = test::device_workspace(layers.gpu.workspace_bytes(t));
+      layers.gpu.forward(
+          {.hidden_states = x, .output = y, .topk_ids = device_ids, .topk_weights = device_weights},
+          test::workspace_of(workspace));
+      EXPECT_TRUE(
+          test::within(y.fetch(), want, error_bound(spec, BackendKind::kCuda, DataType::kBf16)));
+    }
+  }
+}
+
 struct Graph {
   cudaStream_t stream = nullptr;
   cudaGraphExec_t exec = nullptr;
@@ -143,26 +178,24 @@ struct Graph {
   Graph& operator=(const Graph&) = delete;
 };
 
-TEST(GpuLayer, GraphReplaysWithAnotherTokenCountAndInput) {
-  const LayerSpec spec = deepseek_like();
-  const test::RandomWeights weights(spec, {.selection_bias = true});
-  const Layers layers(spec, weights);
-  constexpr int64_t kTokens = 1200;  // two-phase sorting
+/// Captures a forward of `tokens` tokens once and replays it with other counts and inputs.
+void expect_replays(const LayerSpec& spec, const Layers& layers, int64_t tokens) {
+  SCOPED_TRACE("T " + std::to_string(tokens));
   Random random(23);
   const int64_t width = spec.hidden_size;
-  const DeviceTensor x(Buffer::zeros(DataType::kBf16, {kTokens, width}));
-  const DeviceTensor y(Buffer(DataType::kBf16, {kTokens, width}));
+  const DeviceTensor x(Buffer::zeros(DataType::kBf16, {tokens, width}));
+  const DeviceTensor y(Buffer(DataType::kBf16, {tokens, width}));
   const DeviceTensor count(Buffer::zeros(DataType::kI32, {1}));
-  const cuda::DeviceBuffer workspace = test::device_workspace(layers.gpu.workspace_bytes(kTokens));
+  const cuda::DeviceBuffer workspace = test::device_workspace(layers.gpu.workspace_bytes(tokens));
   const Graph graph([&](Stream stream) {
     layers.gpu.forward({.hidden_states = x, .output = y, .num_tokens = count},
                        test::workspace_of(workspace), stream);
   });
-  for (const int64_t n : {1200, 0, 1, 65, 1199}) {
+  for (const int64_t n : {tokens, int64_t{0}, int64_t{1}, tokens / 2 + 1, tokens - 1}) {
     SCOPED_TRACE("n " + std::to_string(n));
-    const Buffer hidden = Buffer::normal(random, DataType::kBf16, {kTokens, width});
+    const Buffer hidden = Buffer::normal(random, DataType::kBf16, {tokens, width});
     x.upload(hidden);
-    y.upload(Buffer(DataType::kBf16, {kTokens, width}));
+    y.upload(Buffer(DataType::kBf16, {tokens, width}));
     count.upload(Buffer::of(DataType::kI32, {1}, {static_cast<double>(n)}));
     graph.replay();
     const Buffer got = y.fetch();
@@ -173,6 +206,23 @@ TEST(GpuLayer, GraphReplaysWithAnotherTokenCountAndInput) {
     EXPECT_TRUE(test::within(TensorView::contiguous(got.view().data, DataType::kBf16, {n, width}),
                              layers.expected(live),
                              error_bound(spec, BackendKind::kCuda, DataType::kBf16)));
+  }
+}
+
+TEST(GpuLayer, GraphReplaysWithAnotherTokenCountAndInput) {
+  const LayerSpec spec = deepseek_like();
+  const test::RandomWeights weights(spec, {.selection_bias = true});
+  expect_replays(spec, Layers(spec, weights), 1200);  // two-phase sorting
+}
+
+TEST(GpuLayer, TunedKernelsReplayToo) {
+  for (const Format format : {Format::kBf16, Format::kFp8E4m3, Format::kInt8, Format::kMxfp4}) {
+    SCOPED_TRACE(to_string(format));
+    const LayerSpec spec = with_format(
+        {.num_experts = 16, .top_k = 4, .hidden_size = 256, .intermediate_size = 128}, format);
+    const test::RandomWeights weights(spec, {.matrix = test::usual_matrix(format)});
+    const Layers layers(spec, weights);
+    for (const int64_t tokens : {64, 900}) expect_replays(spec, layers, tokens);
   }
 }
 

@@ -26,8 +26,8 @@ struct Params {
 constexpr int64_t kFewPairs = 32, kFewTokens = kMaxWarps / 2;
 bool are_few(const SortJob& job) {
   return job.tokens.limit <= kFewTokens && job.tokens.limit * job.top_k <= kFewPairs &&
-         job.expert_mask == nullptr && job.active_experts == nullptr &&
-         job.local_topk_ids == nullptr && job.m_indices == nullptr && job.reverse_sorted == nullptr;
+         job.expert_mask == nullptr && job.local_topk_ids == nullptr && job.m_indices == nullptr &&
+         job.reverse_sorted == nullptr;
 }
 __device__ void sort_few(const SortParams& p, const int32_t* ids, const int32_t* weights,
                          int32_t num_tokens, int32_t* rows_of_block) {
@@ -149,7 +149,8 @@ __global__ void __launch_bounds__(kMaxWarps* kLanes)
   }
   __syncthreads();
 
-  const Placed placed = place_experts(p, s, [&](int e) { return count_bits(p, s, e); });
+  const Placed placed =
+      place_experts(p, s, p.block_bits, [&](int e) { return count_bits(p, s, e); });
   const bool chosen = id >= 0 && s.local_id[id] >= 0;
   const int32_t row = chosen ? s.first_block[id] * p.job.unit_size + rank_of(p, s, id, token) : -1;
   if (chosen) write_row(p.job, row, pack_pair(token, slot), __float_as_int(weight));
