@@ -1,7 +1,7 @@
 // Activation of a gate/up product on its own, and the RMS norm of the latent sum and router input.
 
-#include "core/activation.h"
 #include "core/math.h"
+#include "cuda/gated_curve.cuh"
 #include "cuda/launch.cuh"
 #include "cuda/small_steps.h"
 #include "cuda/vector_io.cuh"
@@ -13,6 +13,7 @@ constexpr int kThreads = 256;
 
 struct ActivateParams {
   ActivationSpec activation;
+  GatedCurve curve;
   bool interleaved;
   const void* input;
   DataType input_type;
@@ -41,7 +42,7 @@ __global__ void __launch_bounds__(kThreads) activate_kernel(const ActivateParams
     const int64_t up = !gated ? column : p.interleaved ? gate + 1 : column + p.width;
     const float g = gated ? biased(p, row, gate, columns) : 0.0f;
     const float u = biased(p, row, up, columns);
-    store_one(p.output, p.output_type, i, apply_activation(p.activation, g, u));
+    store_one(p.output, p.output_type, i, activate_one(p.activation, p.curve, g, u));
   }
 }
 
@@ -84,6 +85,7 @@ __global__ void __launch_bounds__(kThreads) rms_norm_kernel(const RmsNormParams 
 
 void activate(const ops::ActivateArgs& args, Stream stream) {
   const ActivateParams p{.activation = args.activation,
+                         .curve = curve_of(args.activation),
                          .interleaved = args.order == GateUpOrder::kInterleaved,
                          .input = args.input.data,
                          .input_type = args.input.type,

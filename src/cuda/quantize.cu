@@ -63,26 +63,33 @@ template <DataType kType>
 class PlainRows {
  public:
   using Job = QuantizeJob;
+  static constexpr int kPerLane = 4, kRowVectors = 4, kBlocksPerSm = 1;
+  static constexpr bool kBf16Words = kType == DataType::kBf16;
   __device__ static bool pick_row(const Job& job, int64_t r, QuantizeRow& row) {
     return cuda::pick_row(job, r, row);
   }
-  __device__ void load(const Job& job, const QuantizeRow& row, int col) {
-    if (row.input >= 0 && col < job.cols) {
-      raw_ = load_raw(job.input, kType, row.input * job.cols + col);
+  template <int kStep, int kCount>
+  __device__ static void load(const Job& job, const QuantizeRow& row, int col, int end,
+                              PlainRows (&vectors)[kCount]) {
+    if (row.input < 0) return;
+    const auto* first =
+        static_cast<const char*>(job.input) + (row.input * job.cols + col) * element_bytes(kType);
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) {
+      if (col + i * kStep < end) vectors[i].raw_ = load_raw(first, kType, i * kStep);
     }
   }
-  __device__ void values(const Job&, const QuantizeRow&, int, float (&v)[kVector]) const {
-    unpack(raw_, kType, v);
-  }
-  __device__ uint32_t amax(const Job&, const QuantizeRow&, int) const {
+  __device__ void values(float (&v)[kVector]) const { unpack(raw_, kType, v); }
+  __device__ uint4 words() const { return raw_.first; }
+  __device__ uint32_t amax() const {
     const uint4 w = raw_.first;
     if constexpr (kType == DataType::kBf16) {
-      const uint32_t both =
-          max_magnitudes_bf16(max_magnitudes_bf16(w.x, w.y), max_magnitudes_bf16(w.z, w.w));
+      const uint32_t both = larger_bf16(larger_bf16(magnitudes_bf16(w.x), magnitudes_bf16(w.y)),
+                                        larger_bf16(magnitudes_bf16(w.z), magnitudes_bf16(w.w)));
       return max(both << 16, both & 0xffff0000u);
     } else if constexpr (kType == DataType::kF16) {
-      const uint32_t both =
-          max_magnitudes_f16(max_magnitudes_f16(w.x, w.y), max_magnitudes_f16(w.z, w.w));
+      const uint32_t both = larger_f16(larger_f16(magnitudes_f16(w.x), magnitudes_f16(w.y)),
+                                       larger_f16(magnitudes_f16(w.z), magnitudes_f16(w.w)));
       return __float_as_uint(f16_bits_to_f32(max(both & 0xffffu, both >> 16)));
     } else {
       float v[kVector];
@@ -95,47 +102,32 @@ class PlainRows {
   RawVector raw_{};
 };
 
-/// Rows of any type, times channel scales.
-class ScaledRows {
- public:
-  using Job = QuantizeJob;
-  __device__ static bool pick_row(const Job& job, int64_t r, QuantizeRow& row) {
-    return cuda::pick_row(job, r, row);
-  }
-  __device__ void load(const Job& job, const QuantizeRow& row, int col) {
-    if (row.input >= 0 && col < job.cols) {
-      raw_ = load_raw(job.input, job.input_type, row.input * job.cols + col);
-    }
-  }
-  __device__ void values(const Job& job, const QuantizeRow& row, int col,
-                         float (&v)[kVector]) const {
-    unpack(raw_, job.input_type, v);
-    apply_channels(job, row, col, v);
-  }
-  __device__ uint32_t amax(const Job& job, const QuantizeRow& row, int col) const {
-    float v[kVector];
-    values(job, row, col, v);
-    return largest(v);
-  }
-
- private:
-  RawVector raw_{};
-};
-
 /// Rows of any type at any address, times channel scales where there are any.
 class AnyRows {
  public:
-  __device__ void load(const QuantizeJob& job, const QuantizeRow& row, int64_t col) {
-    load_prepared(job, row, col, job.cols, false, v_);
+  using Job = QuantizeJob;
+  static constexpr int kPerLane = 4, kRowVectors = 4, kBlocksPerSm = 1;
+  static constexpr bool kBf16Words = false;
+  __device__ static bool pick_row(const Job& job, int64_t r, QuantizeRow& row) {
+    return cuda::pick_row(job, r, row);
   }
-  __device__ void values(const QuantizeJob&, const QuantizeRow&, int64_t,
-                         float (&v)[kVector]) const {
+  template <int kStep, int kCount>
+  __device__ static void load(const Job& job, const QuantizeRow& row, int col, int end,
+                              AnyRows (&vectors)[kCount]) {
+    const bool aligned =
+        job.cols % kVector == 0 && reinterpret_cast<uintptr_t>(job.input) % 16 == 0;
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) {
+      if (col + i * kStep < end) {
+        load_prepared(job, row, col + i * kStep, end, aligned, vectors[i].v_);
+      }
+    }
+  }
+  __device__ void values(float (&v)[kVector]) const {
 #pragma unroll
     for (int j = 0; j < kVector; ++j) v[j] = v_[j];
   }
-  __device__ uint32_t amax(const QuantizeJob&, const QuantizeRow&, int64_t) const {
-    return largest(v_);
-  }
+  __device__ uint32_t amax() const { return largest(v_); }
 
  private:
   float v_[kVector] = {};
@@ -220,8 +212,7 @@ __device__ void for_row(const QuantizeJob& job, int64_t r, const Work& work) {
   for (int begin = static_cast<int>(threadIdx.x) * kVector; begin < num_cols;
        begin += kTensorVectors * kTensorStep) {
     Source vectors[kTensorVectors];
-#pragma unroll
-    for (int i = 0; i < kTensorVectors; ++i) vectors[i].load(job, row, begin + i * kTensorStep);
+    Source::template load<kTensorStep>(job, row, begin, num_cols, vectors);
 #pragma unroll
     for (int i = 0; i < kTensorVectors; ++i) {
       if (begin + i * kTensorStep < num_cols) work(row, begin + i * kTensorStep, vectors[i]);
@@ -236,8 +227,8 @@ __global__ void __launch_bounds__(kThreads)
   wait_for_previous_kernel();
   uint32_t amax = 0;
   for (int64_t r = blockIdx.x; r < num_rows; r += gridDim.x) {
-    for_row<Source>(job, r, [&](const QuantizeRow& row, int col, const Source& vector) {
-      amax = max(amax, vector.amax(job, row, col));
+    for_row<Source>(job, r, [&](const QuantizeRow&, int, const Source& vector) {
+      amax = max(amax, vector.amax());
     });
   }
   amax = block_max(amax);
@@ -257,14 +248,14 @@ __global__ void __launch_bounds__(kThreads)
   for (int64_t r = num_rows - 1 - blockIdx.x; r >= 0; r -= gridDim.x) {
     for_row<Source>(job, r, [&](const QuantizeRow& row, int col, const Source& vector) {
       float v[kVector];
-      vector.values(job, row, col, v);
+      vector.values(v);
       write_vector(job, row, col, v, inverse, aligned);
     });
   }
 }
 
 OnePassKernels<QuantizeJob> kernels_of(const QuantizeJob& job) {
-  if (job.channel_scale != nullptr) return one_pass_kernels<ScaledRows>(job.format);
+  if (job.channel_scale != nullptr) return one_pass_kernels<AnyRows>(job.format);
   switch (job.input_type) {
     case DataType::kBf16: return one_pass_kernels<PlainRows<DataType::kBf16>>(job.format);
     case DataType::kF16: return one_pass_kernels<PlainRows<DataType::kF16>>(job.format);

@@ -82,6 +82,44 @@ inline __device__ uint32_t encode_fp4(const float (&v)[kVector], float inverse, 
   return (even + 16u * odd - 17u * kBias) | signs(0) >> 4 | signs(1);
 }
 
+/// The same for bf16 numbers, two at a time, under a power of two between 2^-126 and
+/// kMostPackedInverse. Eight times the magnitude, because then the sum's exponent is a multiple of
+/// eight for the smallest quantum and the code needs no correction; the sum counts half quanta in
+/// its lowest bits here too.
+inline constexpr float kMostPackedInverse = 0x1p100f;  // subnormal numbers still come out as zero
+inline __device__ uint32_t fma_bf16(uint32_t a, uint32_t b, uint32_t c) {
+  uint32_t sum;
+  asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(sum) : "r"(a), "r"(b), "r"(c));
+  return sum;
+}
+inline __device__ uint32_t encode_fp4_bf16(uint4 numbers, float inverse, bool clips) {
+  constexpr uint32_t kEight = 0x41004100u, kLargest = 0x42404240u;  // 8 and 6 * 8, twice
+  constexpr uint32_t k64 = 0x42804280u, kZero = 0x80008000u;
+  const uint32_t scale = __byte_perm(__float_as_uint(8.0f * inverse), 0, 0x3232);
+  const uint32_t words[4] = {numbers.x, numbers.y, numbers.z, numbers.w};
+  uint32_t m[4];
+#pragma unroll
+  for (int i = 0; i < 4; ++i) m[i] = fma_bf16(words[i] & 0x7fff7fffu, scale, kZero);
+  if (clips) {
+#pragma unroll
+    for (uint32_t& magnitudes : m) asm("min.bf16x2 %0, %0, %1;" : "+r"(magnitudes) : "r"(kLargest));
+  }
+#pragma unroll
+  for (uint32_t& magnitudes : m) {
+    const uint32_t quantum = larger_bf16(magnitudes, kEight) & 0x7f807f80u;
+    const uint32_t sum = fma_bf16(quantum, k64, magnitudes);
+    magnitudes = (sum + (sum >> 6)) & 0x00070007u;
+  }
+  uint32_t halves[2];
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {  // codes 0, 2, 1, 3 of a pair of words, a byte each
+    const uint32_t signs = __byte_perm(words[2 * i], words[2 * i + 1], 0x7351) >> 4 & 0x08080808u;
+    const uint32_t codes = (m[2 * i] + (m[2 * i + 1] << 8)) | signs;
+    halves[i] = codes + (codes >> 12);
+  }
+  return __byte_perm(halves[0], halves[1], 0x5410);
+}
+
 /// Codes of eight values, the first in the low bits: 64 bits, or 32 of 4-bit formats. A block with
 /// inverse 0 decodes to NaN, or to zeros.
 template <Format kFormat>
@@ -122,46 +160,46 @@ inline __device__ uint32_t largest(const float (&v)[kVector]) {
   return __float_as_uint(amax) & 0x7fffffffu;
 }
 
-/// Blocks of 16 or of 32 << n columns, up to 256. A warp has 128 neighbouring vectors, vector
-/// i * 32 + lane in register i of a lane, and the lanes of a block share the work: after reduce()
-/// every lane has the maxima of kScales blocks, not of four, and makes their scales alone.
+/// Blocks of 16 or of 32 << n columns, up to 256. A warp has 32 * kPerLane neighbouring vectors,
+/// vector i * 32 + lane in register i of a lane, and kShare lanes of a block share its work: after
+/// reduce() every lane has the maxima of kScales blocks, not of kPerLane, and makes their scales
+/// alone.
+template <int kPerLane, int kShare>
 struct SharedBlocks {
-  static constexpr int kPerLane = 4;
+  static_assert(kShare == 2 || (kShare == 4 && kPerLane == 4));
   static constexpr int kVectors = 32 * kPerLane;
+  static constexpr int kScales = kPerLane / kShare;
 
-  /// amax of the lane's vectors in; of block i = lane % 4 out (kPair: of i = lane % 2 and 2 + i).
-  template <bool kPair>
+  /// amax of the lane's vectors in; of the block of register_of(s) in amax[s] out.
   __device__ static void reduce(uint32_t (&amax)[kPerLane], int lanes_per_block) {
-    const unsigned lane = threadIdx.x % 32;
-    const bool odd = (lane & 1) != 0;
+    exchange<kPerLane>(amax, 1);
+    if constexpr (kShare == 4) exchange<2>(amax, 2);
+    for (int width = kShare; width < lanes_per_block; width *= 2) {
 #pragma unroll
-    for (int i = 0; i < kPerLane; i += 2) {
-      const uint32_t mine = odd ? amax[i + 1] : amax[i];
-      const uint32_t other = odd ? amax[i] : amax[i + 1];
-      amax[i / 2] = max(mine, __shfl_xor_sync(kAllLanes, other, 1));
-    }
-    if constexpr (!kPair) {
-      const bool upper = (lane & 2) != 0;
-      const uint32_t mine = upper ? amax[1] : amax[0];
-      const uint32_t other = upper ? amax[0] : amax[1];
-      amax[0] = max(mine, __shfl_xor_sync(kAllLanes, other, 2));
-      for (int width = 4; width < lanes_per_block; width *= 2) {
-        amax[0] = max(amax[0], __shfl_xor_sync(kAllLanes, amax[0], width));
+      for (int s = 0; s < kScales; ++s) {
+        amax[s] = max(amax[s], __shfl_xor_sync(kAllLanes, amax[s], width));
       }
     }
   }
   /// The register whose block entry `s` of the reduced maxima is.
-  template <bool kPair>
-  __device__ static int register_of(int s) {
-    const int lane = static_cast<int>(threadIdx.x % 32);
-    return kPair ? 2 * s + lane % 2 : lane % 4;
-  }
+  __device__ static int register_of(int s) { return kShare * s + lane() % kShare; }
   /// What the lane that made the scale of register i's block has in `mine`.
-  template <bool kPair>
-  __device__ static float scale_of_register(const float (&mine)[kPair ? 2 : 1], int i) {
-    const int lane = static_cast<int>(threadIdx.x % 32);
-    return kPair ? __shfl_sync(kAllLanes, mine[kPair ? i / 2 : 0], (lane & ~1) | (i & 1))
-                 : __shfl_sync(kAllLanes, mine[0], (lane & ~3) | i);
+  __device__ static float scale_of_register(const float (&mine)[kScales], int i) {
+    return __shfl_sync(kAllLanes, mine[i / kShare], (lane() & -kShare) | (i % kShare));
+  }
+
+ private:
+  __device__ static int lane() { return static_cast<int>(threadIdx.x % 32); }
+  /// Lanes that differ in `bit` keep one of two neighbouring registers each.
+  template <int kCount>
+  __device__ static void exchange(uint32_t (&amax)[kPerLane], int bit) {
+    const bool upper = (lane() & bit) != 0;
+#pragma unroll
+    for (int i = 0; i < kCount; i += 2) {
+      const uint32_t mine = upper ? amax[i + 1] : amax[i];
+      const uint32_t other = upper ? amax[i] : amax[i + 1];
+      amax[i / 2] = max(mine, __shfl_xor_sync(kAllLanes, other, bit));
+    }
   }
 };
 

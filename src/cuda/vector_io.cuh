@@ -55,19 +55,25 @@ __device__ inline float max_magnitude(float a, float b) {
       : "f"(a), "f"(b));
   return larger;
 }
-/// The same for two bf16 or f16 numbers in one word.
-__device__ inline uint32_t max_magnitudes_bf16(uint32_t a, uint32_t b) {
+/// Magnitudes of two bf16 or f16 numbers, and the larger ones of two such pairs.
+__device__ inline uint32_t magnitudes_bf16(uint32_t a) {
+  uint32_t magnitudes;
+  asm("abs.bf16x2 %0, %1;" : "=r"(magnitudes) : "r"(a));
+  return magnitudes;
+}
+__device__ inline uint32_t larger_bf16(uint32_t a, uint32_t b) {
   uint32_t larger;
-  asm("{.reg .b32 x, y; abs.bf16x2 x, %1; abs.bf16x2 y, %2; max.NaN.bf16x2 %0, x, y;}"
-      : "=r"(larger)
-      : "r"(a), "r"(b));
+  asm("max.NaN.bf16x2 %0, %1, %2;" : "=r"(larger) : "r"(a), "r"(b));
   return larger;
 }
-__device__ inline uint32_t max_magnitudes_f16(uint32_t a, uint32_t b) {
+__device__ inline uint32_t magnitudes_f16(uint32_t a) {
+  uint32_t magnitudes;
+  asm("abs.f16x2 %0, %1;" : "=r"(magnitudes) : "r"(a));
+  return magnitudes;
+}
+__device__ inline uint32_t larger_f16(uint32_t a, uint32_t b) {
   uint32_t larger;
-  asm("{.reg .b32 x, y; abs.f16x2 x, %1; abs.f16x2 y, %2; max.NaN.f16x2 %0, x, y;}"
-      : "=r"(larger)
-      : "r"(a), "r"(b));
+  asm("max.NaN.f16x2 %0, %1, %2;" : "=r"(larger) : "r"(a), "r"(b));
   return larger;
 }
 /// Product of numbers of which subnormal ones count as zero.

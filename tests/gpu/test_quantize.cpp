@@ -147,5 +147,29 @@ TEST(GpuQuantize, ConversionsMatchTheDefinitionOnEveryHalf) {
   }
 }
 
+TEST(GpuQuantize, EveryBf16NumberToMxfp4) {
+  // Under leaders from the number's own binade to 16 above it, so that every code and tie is met,
+  // in blocks down to the subnormal numbers.
+  for (const ScaleRounding rounding :
+       {ScaleRounding::kDown, ScaleRounding::kUp, ScaleRounding::kEven, ScaleRounding::kCeil}) {
+    for (const double leader : {1.0, 2.0, 8.0, 16.0}) {
+      Buffer rows(DataType::kBf16, {2048, 32});
+      auto* words = rows.as<uint16_t>();
+      for (uint32_t code = 0; code < 65536; ++code) words[code] = static_cast<uint16_t>(code);
+      for (int64_t r = 0; r < 2048; ++r) {
+        const double largest = std::fabs(rows.at(r * 32 + 31));
+        if (std::isfinite(largest * leader) && largest * leader < 1e38) {
+          rows.set(r * 32, largest * leader);
+        }
+      }
+      compare({.format = Format::kMxfp4,
+               .block = {1, 32},
+               .scale_type = DataType::kF8E8m0,
+               .rounding = rounding},
+              rows, 2048, nullptr, nullptr);
+    }
+  }
+}
+
 }  // namespace
 }  // namespace switchyard

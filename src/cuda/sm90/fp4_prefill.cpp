@@ -47,7 +47,6 @@ Fp4PrefillParams params_of(const GroupedGemmJob& job, int tile_rows) {
   p.row_scales = static_cast<const float*>(job.input.scales);
   p.row_scale_stride = job.input.num_groups;
   if (job.activation != nullptr) {
-    p.activation = job.activation->kind;
     p.activation_spec = *job.activation;
     p.curve = curve_of(*job.activation);
     p.square = !gated;

@@ -71,17 +71,7 @@ struct Fp4PrefillEnd {
         if (i / 2 % 2 == 0) sums[i] = f(sums[i], sums[i + 2]);
       }
     };
-    ActivationSpec spec = p.activation_spec;
-    switch (p.activation) {
-      case Activation::kSwiGlu: return each([&](float g, float u) { return swiglu(g, u); });
-      case Activation::kGeGlu:
-        spec.kind = Activation::kGeGlu;
-        return each([&](float g, float u) { return apply_activation(spec, g, u); });
-      case Activation::kSiTu:
-        spec.kind = Activation::kSiTu;
-        return each([&](float g, float u) { return apply_activation(spec, g, u); });
-      default: return each([&](float g, float u) { return gated_value(p.curve, g, u); });
-    }
+    with_activation(p.activation_spec, p.curve, each);
   }
 
   /// Copies rows of kRowBytes from shared memory (16-byte chunk c of row r at swizzle(r, c)) to

@@ -26,7 +26,6 @@ struct Fp4PrefillParams {
   const float* row_scales;  ///< E4M3: of input row r at r * row_scale_stride
   int32_t row_scale_stride;
 
-  Activation activation;
   ActivationSpec activation_spec;
   GatedCurve curve;
   bool weight_before_bias, weight_after, square;

@@ -53,7 +53,6 @@ GroupedGemmParams params_of(const GroupedGemmJob& job, const CUtensorMap& weight
   p.block_scales = job.block_scales;
   p.bias = job.weights.bias;
   if (job.activation != nullptr) {
-    p.activation = job.activation->kind;
     p.activation_spec = *job.activation;
     p.curve = curve_of(*job.activation);
     p.square = !gated;
@@ -67,20 +66,6 @@ GroupedGemmParams params_of(const GroupedGemmJob& job, const CUtensorMap& weight
 }
 
 }  // namespace
-
-GatedCurve curve_of(const ActivationSpec& spec) {
-  constexpr float kInfinity = std::numeric_limits<float>::infinity();
-  constexpr float kTwoSqrt2OverPi = 1.59576912160573071176f;
-  GatedCurve curve{.gate_limit = kInfinity, .up_limit = kInfinity, .slope = 1.0f};
-  const bool clamps = spec.kind == Activation::kSwiGluClamp || spec.kind == Activation::kSwiGluOai;
-  if (clamps) curve.gate_limit = curve.up_limit = spec.limit;
-  if (spec.kind == Activation::kSwiGluOai) curve.slope = spec.alpha, curve.shift = 1.0f;
-  if (spec.kind == Activation::kGeGluTanh) {
-    curve.slope = kTwoSqrt2OverPi;
-    curve.cubic = kTwoSqrt2OverPi * 0.044715f;
-  }
-  return curve;
-}
 
 Scaling scaling_of(const StoredRows& input, const WeightRows& weights) {
   if (weights.rows.format == Format::kBf16) return Scaling::kNone;

@@ -4,8 +4,9 @@
 // alternate, so they meet in one thread. Lanes of a quad trade columns to store 16 bytes each,
 // without shared memory.
 
-#include "core/activation.h"
+#include "cuda/gated_curve.cuh"
 #include "cuda/sm90/grouped_gemm_params.cuh"
+#include "cuda/vector_io.cuh"
 
 namespace switchyard::cuda::sm90 {
 
@@ -23,27 +24,6 @@ __device__ __forceinline__ void transpose_quad(uint32_t (&words)[4], int q) {
       (upper ? words[i] : words[i + step]) = other;
     }
   }
-}
-
-/// 1 / (1 + exp(-x)) by the special function unit: within 3 ulp for |x| < 8.
-__device__ __forceinline__ float fast_sigmoid(float x) {
-  constexpr float kLog2e = 1.44269504088896341f;
-  float power, result;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(power) : "f"(x * -kLog2e));
-  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(1.0f + power));
-  return result;
-}
-/// silu(gate) * up. A factor that reached 0 wins, as in core/activation.h.
-__device__ __forceinline__ float swiglu(float gate, float up) {
-  const float factor = fast_sigmoid(gate);
-  return (factor == 0.0f ? 0.0f : gate * factor) * up;
-}
-/// NaN passes, as in core/activation.h.
-__device__ __forceinline__ float gated_value(const GatedCurve& c, float gate, float up) {
-  const float g = activation::at_most(gate, c.gate_limit);
-  const float u = activation::clamp(up, c.up_limit);
-  const float factor = fast_sigmoid(g * fmaf(c.cubic, g * g, c.slope));
-  return (factor == 0.0f ? 0.0f : g * factor) * (u + c.shift);
 }
 
 template <class Traits>
@@ -115,18 +95,7 @@ struct GroupedGemmEnd {
         asm volatile("" : "+f"(sums[i]));  // one after the other: long formulas would spill
       }
     };
-    ActivationSpec spec = p.activation_spec;
-    switch (p.activation) {
-      case Activation::kSwiGlu:  // a third of the curve's instructions
-        return each([&](float g, float u) { return swiglu(g, u); });
-      case Activation::kGeGlu:
-        spec.kind = Activation::kGeGlu;
-        return each([&](float g, float u) { return apply_activation(spec, g, u); });
-      case Activation::kSiTu:
-        spec.kind = Activation::kSiTu;
-        return each([&](float g, float u) { return apply_activation(spec, g, u); });
-      default: return each([&](float g, float u) { return gated_value(p.curve, g, u); });
-    }
+    with_activation(p.activation_spec, p.curve, each);
   }
 
   __device__ __forceinline__ void store16(int32_t output_row, int32_t column,

@@ -3,18 +3,10 @@
 
 #include <cuda.h>
 
+#include "cuda/gated_curve.cuh"
 #include "cuda/sm90/grouped_gemm.h"
 
 namespace switchyard::cuda::sm90 {
-
-/// gate and up to the intermediate as one formula for most kinds:
-/// g = min(gate, gate_limit), u = clamp(up, up_limit): g * sigmoid(g * (slope + cubic g^2)) *
-/// (u + shift).
-struct GatedCurve {
-  float gate_limit = 0, up_limit = 0, slope = 0, cubic = 0, shift = 0;
-};
-/// Of every kind but kGeGlu and kSiTu, which are no such curve, and kRelu2, which has no gate.
-GatedCurve curve_of(const ActivationSpec& spec);
 
 struct GroupedGemmParams {
   CUtensorMap weight_map;
@@ -38,7 +30,6 @@ struct GroupedGemmParams {
   const float* block_scales;    ///< block_scale_table() or null
   const float* bias;            ///< [E][weight rows] or null
 
-  Activation activation;
   ActivationSpec activation_spec;
   GatedCurve curve;
   bool weight_before_bias, weight_after, square;

@@ -1,8 +1,8 @@
 #include "core/fragment_layout.h"
 #include "core/math.h"
 #include "cuda/launch.cuh"
-#include "cuda/sm90/ptx.cuh"
 #include "cuda/sm90/reencode_rows.h"
+#include "cuda/vector_io.cuh"
 
 namespace switchyard::cuda::sm90 {
 namespace {
@@ -65,8 +65,8 @@ __global__ void __launch_bounds__(kWarps * 32) sm90_reencode_rows_kernel(const R
     const float factor = steps > 0 ? 0.0f : power_of_two(steps + headroom);
     float v[4];
     four_values(job, codes, i, v);
-    values[i] = pack_e4m3(v[0] * factor, v[1] * factor) | pack_e4m3(v[2] * factor, v[3] * factor)
-                                                              << 16;
+    values[i] = pack_fp8_e4m3(v[0] * factor, v[1] * factor) |
+                pack_fp8_e4m3(v[2] * factor, v[3] * factor) << 16;
   }
 }
 
