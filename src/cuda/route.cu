@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <bit>
 
 #include "core/math.h"
 #include "cuda/launch.cuh"
@@ -69,11 +70,15 @@ RouteParams route_params(const RouteJob& job) {
   const auto is_aligned = [](const void* p, int64_t bytes) {
     return reinterpret_cast<uintptr_t>(p) % static_cast<uintptr_t>(bytes) == 0;
   };
+  const int group_lanes = job.num_experts / job.spec.num_groups / slots;
+  const bool even = group_lanes * slots * job.spec.num_groups == job.num_experts &&
+                    std::has_single_bit(static_cast<unsigned>(group_lanes));
   constexpr int64_t kManyTokens = 1024;  // the GPU's warps have more than one each
   return {.job = job,
           .throughput = job.tokens.limit > kManyTokens,
           .whole_lanes = job.num_experts % slots == 0 && is_aligned(job.selection_bias, 16) &&
-                         is_aligned(job.logits, std::min<int64_t>(lane_bytes, 16))};
+                         is_aligned(job.logits, std::min<int64_t>(lane_bytes, 16)),
+          .group_shift = even ? std::countr_zero(static_cast<unsigned>(group_lanes)) : -1};
 }
 
 void route(const RouteJob& job, int device, Stream stream) {

@@ -22,6 +22,7 @@ struct RouteParams {
   RouteJob job;
   bool throughput;   ///< many tokens: fewer instructions; else a shorter chain
   bool whole_lanes;  ///< a lane's logits and biases are all there and aligned, or none is
+  int group_shift;   ///< a group is 2^group_shift whole lanes; or -1
 };
 
 RouteParams route_params(const RouteJob& job);
@@ -78,6 +79,7 @@ class TokenRouter {
       : job_(params.job),
         whole_lanes_(params.whole_lanes),
         throughput_(params.throughput),
+        group_shift_(params.group_shift),
         scratch_(scratch) {}
 
   /// Calls emit(column, expert, weight) for this lane's columns of topk_ids, those k with k % 32 ==
@@ -87,6 +89,7 @@ class TokenRouter {
     first_logit_ = token * job_.num_experts;
     bool routed = exists;
     if (exists) {
+      if (!job_.spec.hash && !keys_are_logits()) load_biases(keys_);  // beside the logits
       load_logits();
       if (job_.spec.hash) {
         routed = look_up(token);
@@ -219,15 +222,13 @@ class TokenRouter {
       }
     }
   }
+  /// Keys in the place of the biases.
   __device__ void make_keys() {
     if (keys_are_logits()) {
 #pragma unroll kUnroll
       for (int j = 0; j < kSlots; ++j) keys_[j] = flushed(logits_[j]);
-      // A subnormal largest logit is taken for 0, which scores alike.
-      if (is_softmax()) max_ = warp_max(largest(keys_));
       return;
     }
-    load_biases(keys_);
     score_logits();
     const float divisor = is_softmax() ? denominator() : 1.0f;
 #pragma unroll kUnroll
@@ -241,25 +242,38 @@ class TokenRouter {
     second = fmaxf(second, fminf(best, key));
     best = fmaxf(best, key);
   }
-  __device__ float group_key(float best, float second, int group_size) const {
-    if (job_.spec.group_score == GroupScore::kMax || group_size == 1) return best;
-    return selection_key(best + second);
+  __device__ float group_key(float best, float second) const {
+    return job_.spec.group_score == GroupScore::kMax ? best : selection_key(best + second);
   }
-  /// Groups that are 2^n whole lanes each: all of them at once.
-  __device__ void find_group_keys(int group_size) {
+  /// Groups that are whole lanes: every lane ranks its own. Without shared memory and divisions,
+  /// which were a quarter of a token's time.
+  __device__ void keep_best_groups() {
     float best = -INFINITY;
     float second = -INFINITY;
 #pragma unroll kUnroll
     for (int j = 0; j < kSlots; ++j) offer(keys_[j], best, second);
-    const int lanes = group_size / kSlots;
-    for (int width = 1; width < lanes; width *= 2) {
+    for (int width = 1; width < 1 << group_shift_; width *= 2) {
       const float other_best = __shfl_xor_sync(kAllLanes, best, width);
       const float other_second = __shfl_xor_sync(kAllLanes, second, width);
       second = fmaxf(fmaxf(second, other_second), fminf(best, other_best));
       best = fmaxf(best, other_best);
     }
-    if (lane_ % lanes == 0 && has(0)) {
-      scratch_.group_keys[lane_ / lanes] = group_key(best, second, group_size);
+    const float key = has(0) ? group_key(best, second) : nothing();
+    const int group = lane_ >> group_shift_;
+    constexpr int kAtOnce = 8;
+    int rank = 0;
+    for (int first = 0; first < job_.spec.num_groups; first += kAtOnce) {
+#pragma unroll
+      for (int other = first; other < first + kAtOnce; ++other) {
+        const float its_key = __shfl_sync(kAllLanes, key, other << group_shift_);
+        const bool exists = other < job_.spec.num_groups;
+        rank += exists && precedes(its_key, other, key, group) ? 1 : 0;
+      }
+    }
+    const bool kept = has(0) && rank < job_.spec.topk_groups;
+#pragma unroll kUnroll
+    for (int j = 0; j < kSlots; ++j) {
+      if (!kept) keys_[j] = nothing();
     }
   }
   /// Groups of any size, one after the other.
@@ -277,22 +291,16 @@ class TokenRouter {
       const bool first = lane_ == __ffs(static_cast<int>(holders)) - 1;
       const uint32_t all_second = __reduce_max_sync(kAllLanes, ordered(first ? second : best));
       if (lane_ == 0) {
+        const float best_key = from_ordered(all_best);
         scratch_.group_keys[group] =
-            group_key(from_ordered(all_best), from_ordered(all_second), group_size);
+            group_size == 1 ? best_key : group_key(best_key, from_ordered(all_second));
       }
     }
   }
-  /// Takes the experts outside the best groups out of the choice.
-  __device__ void keep_best_groups() {
+  __device__ void keep_best_uneven_groups() {
     const int num_groups = job_.spec.num_groups;
     const int group_size = job_.num_experts / num_groups;
-    const int lanes = group_size / kSlots;
-    const bool even = lanes > 0 && lanes * kSlots == group_size && (lanes & (lanes - 1)) == 0;
-    if (even) {
-      find_group_keys(group_size);
-    } else {
-      find_uneven_group_keys(group_size);
-    }
+    find_uneven_group_keys(group_size);
     __syncwarp();
     for (int group = lane_; group < num_groups; group += kLanes) {
       const float key = scratch_.group_keys[group];
@@ -303,11 +311,9 @@ class TokenRouter {
       scratch_.kept[group] = rank < job_.spec.topk_groups;
     }
     __syncwarp();
-    const bool lane_kept = even && has(0) && scratch_.kept[lane_ / lanes];
 #pragma unroll kUnroll
     for (int j = 0; j < kSlots; ++j) {
-      const bool keep = even ? lane_kept : has(j) && scratch_.kept[expert(j) / group_size];
-      if (!keep) keys_[j] = nothing();
+      if (!has(j) || !scratch_.kept[expert(j) / group_size]) keys_[j] = nothing();
     }
   }
 
@@ -419,7 +425,9 @@ class TokenRouter {
   /// Experts in order of choice to scratch, and the logit or score of each.
   __device__ void choose() {
     make_keys();
-    if (job_.spec.num_groups > 1) keep_best_groups();
+    if (job_.spec.num_groups > 1) {
+      group_shift_ >= 0 ? keep_best_groups() : keep_best_uneven_groups();
+    }
     if constexpr (kSlots <= kLanes) {
       if (job_.top_k <= kLanes) {
         const int count = gather_candidates(threshold_key());
@@ -454,6 +462,8 @@ class TokenRouter {
     const RoutingSpec& spec = job_.spec;
     const bool logits = spec.hash || keys_are_logits();
     __syncwarp();
+    // The first choice is the largest logit; a subnormal one is taken for 0, which scores alike.
+    if (logits && !spec.hash) max_ = flushed(scratch_.scores[0]);
     for (int k = lane_; k < align_up(job_.top_k, 4); k += kLanes) {
       const float value = scratch_.scores[k];
       const float score = logits ? gating_score(spec.scoring, value, max_) : value;
@@ -479,6 +489,7 @@ class TokenRouter {
 
   const RouteJob& job_;
   const bool whole_lanes_, throughput_;
+  const int group_shift_;
   RouteScratch& scratch_;
   const int lane_ = static_cast<int>(threadIdx.x) % kLanes;
   int64_t first_logit_ = 0;
