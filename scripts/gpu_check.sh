@@ -34,6 +34,7 @@ trap 'rm -rf "$log"' EXIT
 # After every part, so that a run cut short keeps what it has.
 record() { python3 "$here/scripts/gpu_record.py" "$log" "$out" "$commit"; }
 
+export SWITCHYARD_FIXTURES=$here/fixtures
 # Most of a test's time is its double-precision reference on the CPU: as many at once as cores allow.
 status=0
 shards=$(($(nproc) > 8 ? 8 : $(nproc)))
@@ -71,12 +72,14 @@ if python3 -c 'import torch' 2>/dev/null; then
 fi
 record
 
-part='GpuSort.DeviceSide*:GpuSort.OutputsMay*:GpuSort.Repeated*:GpuSort.Lopsided*:GpuRoute.Ties*:GpuRoute.Groups'
+part='GpuSort.DeviceSide*:GpuSort.OutputsMay*:GpuSort.FewTokens*:GpuSort.Lopsided*:GpuRoute.Ties*:GpuRoute.Groups'
 part+=':GpuQuantize.Gathered*:GpuActivateQuantize.*:GpuCombine.*:GpuExperts.EveryActivation*:GpuExperts.Dense'
 part+=':GpuLayer.GraphReplays*'
+matrix='Sm90Decode.OneExpertForAll:Sm90Decode.LopsidedRouting:GpuSm90Gemm.LopsidedBatches:GpuSm90Fp4Prefill.LopsidedBatches'
 if [ $sanitize = 1 ]; then
   for tool in memcheck racecheck initcheck; do
-    compute-sanitizer --tool $tool --error-exitcode 3 "$tests" --gtest_filter="$part" \
+    [ $tool = memcheck ] && filter=$part:$matrix || filter=$part
+    compute-sanitizer --tool $tool --error-exitcode 3 "$tests" --gtest_filter="$filter" \
       >"$log/$tool.log" 2>&1 &
     tools[${#tools[@]}]=$!
   done

@@ -31,10 +31,14 @@ def main():
         total = suites.setdefault(suite["name"], {"tests": 0, "failures": 0})
         for count in total:
             total[count] += suite[count]
+    # What a test says besides passing: gtest's own keys aside.
+    own = {"name", "file", "line", "status", "result", "timestamp", "time", "classname", "failures"}
+    fixtures = {key: value for shard in shards for suite in shard["testsuites"] if suite["name"] == "GpuFixtures"
+                for test in suite["testsuite"] for key, value in test.items() if key not in own}
     sanitizers = {path.stem: path.read_text().strip() for path in sorted(log.glob("*.summary"))}
     write("tests.json", {"tests": sum(suite["tests"] for suite in suites.values()),
                          "failures": sum(suite["failures"] for suite in suites.values()),
-                         "suites": suites, "sanitizers": sanitizers})
+                         "suites": suites, "sanitizers": sanitizers, "fixtures": fixtures})
     for name in ("limits.json", "steps.json", "prefill.json", "peers.json", "layer_peers.json"):
         if (log / name).exists():
             write(name, json.loads((log / name).read_text()))

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Writes README's tables from the records in results/. With --check, fails when they differ.
+"""Writes the tables of README and docs/measured.md from the records in results/. With --check, fails when they differ.
 
 A table stands between `<!-- begin NAME -->` and `<!-- end NAME -->`.
 """
@@ -94,29 +94,132 @@ def gpu_steps():
     record, origin = gpu_record("steps.json")
     if record is None:
         return origin
-    others = ("zeroing", "chunked", "one-shot", "generic")
+    others = ("zeroing", "chunked", "one-shot", "generic", "route, then sort")
     rows = [row for row in record["results"] if not any(word in row["case"] for word in others)]
     table = by_tokens(rows, lambda row: f"{row['step']}: {row['case']}", (1, 64, 1024, 8192, 16384))
     return f"{origin}\n\n{table}"
 
 
-TABLES = {"cpu-bench": cpu_bench, "cpu-ggml": cpu_ggml, "gpu-layers": gpu_layers, "gpu-steps": gpu_steps}
+def figures(record, step):
+    """Rows of one step by (case, tokens)."""
+    return {(row["case"], row["tokens"]): row for row in record["results"] if row["step"] == step}
+
+
+def table_of(head, lines):
+    return "\n".join(["| " + " | ".join(head) + " |", "|---" * len(head) + "|"] +
+                     ["| " + " | ".join(str(cell) for cell in line) + " |" for line in lines])
+
+
+def with_share(row):
+    return [f"{row['us']:.2f}", f"{row['limit_us']:.2f}", f"{100 * row['share_of_limit']:.0f} %"] if row else ["", "", ""]
+
+
+def sort_peers():
+    """The published figures of other sorts beside ours, model by model."""
+    record, origin = gpu_record("steps.json")
+    if record is None:
+        return origin
+    published = json.loads((ROOT / "results/published/moe_sorting_mi350x.json").read_text())
+    ours = figures(record, "sort")
+    parts = [f"{origin} Beside it {published['what']} ({published['source']})."]
+    for model in published["models"]:
+        shape = f"E{model['experts']} K{model['top_k']} unit {model['unit']}"
+        lines = []
+        for row in model["rows"]:
+            def find(suffix):
+                return next((ours[key] for key in ours if key[1] == row["tokens"] and key[0].endswith(shape + suffix)), None)
+            lines.append([row["tokens"], row["ck"], row["opus"], row["flydsl"], *with_share(find("")),
+                          *with_share(find(", zeroing 4096 bf16"))])
+        parts.append(f"**{model['name']}**, {shape}\n\n" + table_of(
+            ["T", "CK", "OPUS", "FlyDSL", "ours", "copy", "share", "with zeroing", "memset", "share"], lines))
+    return "\n\n".join(parts)
+
+
+def step_table(step, peer_cases):
+    """Every case and size of a step; peer_cases names torch's way of doing some of them."""
+    record, origin = gpu_record("steps.json")
+    if record is None:
+        return origin
+    peers, _ = gpu_record("peers.json")
+    torch = figures(peers, step) if peers else {}
+    version = f" Peer: torch {peers['torch']}, same run." if torch else ""
+    lines = []
+    for (case, tokens), row in figures(record, step).items():
+        peer = torch.get((peer_cases.get(case), tokens))
+        lines.append([case, tokens, *with_share(row), f"{peer['us']:.2f}" if peer else ""])
+    return f"{origin}{version}\n\n" + table_of(["case", "T", "us", "limit", "share", "torch"], lines)
+
+
+def gpu_routing():
+    return step_table("route", {"softmax E256 K8 f32": "topk + softmax, E256 K8 f32"})
+
+
+def gpu_route_sort():
+    """One launch for routing and sorting beside two."""
+    record, origin = gpu_record("steps.json")
+    if record is None:
+        return origin
+    rows = figures(record, "route+sort")
+    separate = ", route, then sort"
+    lines = []
+    for (case, tokens), row in rows.items():
+        if case.endswith(separate) or (case + separate, tokens) not in rows:
+            continue
+        other = rows[(case + separate, tokens)]["us"]
+        lines.append([case, tokens, f"{row['us']:.2f}", f"{other:.2f}", f"{other / row['us']:.2f}"])
+    return f"{origin}\n\n" + table_of(["case", "T", "one launch, us", "two launches, us", "ratio"], lines)
+
+
+def gpu_quantisation():
+    tables = step_table("quantize", {"bf16 to fp8 1x128": "compiled, bf16 to fp8 1x128, 7168"})
+    return tables + "\n\nActivation and quantisation of a split-K intermediate:\n\n" + \
+        step_table("activate_quantize", {}).split("\n\n", 1)[1]
+
+
+def gpu_combine():
+    return step_table("combine", {"K8 H7168 bf16": "bmm, K8 H7168 bf16"})
+
+
+def gpu_tests():
+    record, origin = gpu_record("tests.json")
+    if record is None:
+        return origin
+    lines = [origin, "", f"{record['tests'] - record['failures']} of {record['tests']} tests pass."]
+    lines += [f"compute-sanitizer {name}: {text.strip('= ')}." for name, text in sorted(record["sanitizers"].items())]
+    return "\n".join(lines)
+
+
+def gpu_fixtures():
+    record, origin = gpu_record("tests.json")
+    if record is None or "fixtures" not in record:
+        return origin
+    lines = [[name, *text.split()] for name, text in sorted(record["fixtures"].items())]
+    return f"{origin}\n\n" + table_of(["fixture", "f32", "bf16", "bf16, the layer's own activations"], lines)
+
+
+TABLES = {
+    "README.md": {"cpu-bench": cpu_bench, "cpu-ggml": cpu_ggml, "gpu-layers": gpu_layers, "gpu-steps": gpu_steps},
+    "docs/measured.md": {"sort-peers": sort_peers, "gpu-routing": gpu_routing, "gpu-route-sort": gpu_route_sort,
+                         "gpu-quantisation": gpu_quantisation, "gpu-combine": gpu_combine, "gpu-tests": gpu_tests,
+                         "gpu-fixtures": gpu_fixtures},
+}
 
 
 def main():
-    readme = ROOT / "README.md"
-    text = readme.read_text()
-    for name, table in TABLES.items():
-        pattern = re.compile(rf"(<!-- begin {name} -->\n).*?(<!-- end {name} -->)", re.S)
-        if not pattern.search(text):
-            sys.exit(f"README.md has no table {name}")
-        text = pattern.sub(lambda match: match[1] + table() + "\n" + match[2], text)
+    for file, tables in TABLES.items():
+        path = ROOT / file
+        old = text = path.read_text()
+        for name, table in tables.items():
+            pattern = re.compile(rf"(<!-- begin {name} -->\n).*?(<!-- end {name} -->)", re.S)
+            if not pattern.search(text):
+                sys.exit(f"{file} has no table {name}")
+            text = pattern.sub(lambda match: match[1] + table() + "\n" + match[2], text)
+        if "--check" not in sys.argv[1:]:
+            path.write_text(text)
+        elif text != old:
+            sys.exit(f"{file}'s tables differ from results/; run scripts/readme_tables.py")
     if "--check" in sys.argv[1:]:
-        if text != readme.read_text():
-            sys.exit("README.md's tables differ from results/; run scripts/readme_tables.py")
-        print("README's tables are those of results/")
-    else:
-        readme.write_text(text)
+        print("the tables are those of results/")
 
 
 if __name__ == "__main__":

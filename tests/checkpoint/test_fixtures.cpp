@@ -19,7 +19,7 @@
 
 #include "checkpoint/temp_dir.h"
 #include "support/buffer.h"
-#include "switchyard/checkpoint.h"
+#include "support/fixture.h"
 #include "switchyard/layer.h"
 #include "switchyard/verify.h"
 
@@ -27,47 +27,10 @@ namespace switchyard {
 namespace {
 
 namespace fs = std::filesystem;
+using test::as_type;
 using test::Buffer;
+using test::Fixture;
 using test::GuardedMemory;
-
-const fs::path kFixtures = fs::path(SWITCHYARD_SOURCE_DIR) / "fixtures";
-
-/// Expected files, relative to fixtures/: a fixture has one per layer that is checked.
-std::vector<std::string> expected_files() {
-  std::vector<std::string> files;
-  for (const auto& entry : fs::recursive_directory_iterator(kFixtures)) {
-    if (entry.path().filename().string().starts_with("expected")) {
-      files.push_back(fs::relative(entry.path(), kFixtures).string());
-    }
-  }
-  std::sort(files.begin(), files.end());
-  return files;
-}
-
-/// One fixture opened, with what transformers computed for one of its layers.
-struct Fixture {
-  explicit Fixture(const std::string& expected_file)
-      : expected(Safetensors::open((kFixtures / expected_file).string())),
-        checkpoint(Checkpoint::open((kFixtures / expected_file).parent_path().string())),
-        index(*expected.at("layer").view.as<int64_t>()),
-        hidden_states(expected.at("hidden_states").view),
-        output(expected.at("output").view),
-        topk_ids(expected.at("topk_ids").view),
-        topk_weights(expected.at("topk_weights").view) {
-    if (const CheckpointTensor* ids = expected.find("input_ids")) input_ids = ids->view;
-  }
-
-  Safetensors expected;
-  Checkpoint checkpoint;
-  int64_t index;
-  TensorView hidden_states, output, topk_ids, topk_weights, input_ids{};
-};
-
-Buffer as_type(const TensorView& values, DataType type) {
-  const float* f32 = values.as<float>();
-  return Buffer::of(type, {values.extent(0), values.extent(1)},
-                    std::vector<double>(f32, f32 + values.num_elements()));
-}
 
 struct Result {
   Buffer output, topk_ids, topk_weights;
@@ -257,7 +220,7 @@ bool weights_do_without(const std::string& name) {
 
 // Fail closed: a block from which any tensor has been lost is refused, not computed without it.
 TEST_P(FixtureTest, RefusesALayerThatLostATensor) {
-  const fs::path directory = (kFixtures / GetParam()).parent_path();
+  const fs::path directory = (test::fixture_folder() / GetParam()).parent_path();
   const Fixture fixture(GetParam());
   const CheckpointLayer layer = fixture.checkpoint.layer(fixture.index);
   const std::vector<std::string>& ignored = layer.coverage.ignored_names;
@@ -292,7 +255,7 @@ TEST_P(FixtureTest, RefusesALayerThatLostATensor) {
 
 // Without the clamp DeepSeek-V4's output is off by a third, and nothing else would show it.
 TEST(FixtureConfig, DeepseekV4NeedsItsClamp) {
-  const fs::path directory = kFixtures / "deepseek_v4";
+  const fs::path directory = test::fixture_folder() / "deepseek_v4";
   std::ifstream file(directory / "config.json");
   const nlohmann::json config = nlohmann::json::parse(file);
   const testing::TempDir changed;
@@ -312,12 +275,11 @@ TEST(FixtureConfig, DeepseekV4NeedsItsClamp) {
 }
 
 std::string test_name(const ::testing::TestParamInfo<std::string>& info) {
-  std::string name = fs::path(info.param).parent_path().string();
-  if (info.param.find("_layer") != std::string::npos) name += "_first_layer";
-  return name;
+  return test::fixture_name(info.param);
 }
 
-INSTANTIATE_TEST_SUITE_P(Fixtures, FixtureTest, ::testing::ValuesIn(expected_files()), test_name);
+INSTANTIATE_TEST_SUITE_P(Fixtures, FixtureTest, ::testing::ValuesIn(test::fixture_files()),
+                         test_name);
 
 TEST(FixtureList, NoneIsMissing) {
   const std::set<std::string> needed = {
@@ -330,11 +292,11 @@ TEST(FixtureList, NoneIsMissing) {
       "qwen3_vl_moe",
   };
   std::set<std::string> found;
-  for (const std::string& file : expected_files()) {
+  for (const std::string& file : test::fixture_files()) {
     found.insert(fs::path(file).parent_path().string());
   }
   EXPECT_EQ(found, needed);
-  EXPECT_EQ(expected_files().size(), needed.size() + 1);  // deepseek_v4 has two layers
+  EXPECT_EQ(test::fixture_files().size(), needed.size() + 1);  // deepseek_v4 has two layers
 }
 
 }  // namespace
