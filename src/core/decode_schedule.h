@@ -29,7 +29,7 @@ inline constexpr int32_t kDecodeCutUnits = 4;
 /// Lanes of a CTA, one CTA per SM: as many as registers allow, because a lane's waits are hidden by
 /// the others.
 SWITCHYARD_HOST_DEVICE constexpr int32_t decode_lanes(int32_t unit_size) {
-  return unit_size <= 8 ? 4 : 2;
+  return unit_size <= 8 ? 4 : unit_size <= 32 ? 3 : 2;
 }
 
 /// Consecutive chunks of one row block that one lane computes.
@@ -194,7 +194,8 @@ struct DecodeWalk {
 struct DecodeShared {
   int32_t slots = 0;  ///< of one lane's ring
   int32_t slot_bytes = 0, token_bytes = 0, scale_bytes = 0;
-  int32_t scales = 0, tables = 0, barriers = 0;
+  int32_t scales = 0, factors = 0, tables = 0, barriers = 0;
+  int32_t factor_blocks = 0;  ///< row blocks of a lane whose factors are there
   int32_t table_bytes = 0;
   int32_t bytes = 0;
 };
@@ -202,6 +203,8 @@ struct DecodeShared {
 /// What a lane notes about each row of a block, and words in which its threads tell each other.
 inline constexpr int32_t kDecodeRowBytes = 16;
 inline constexpr int32_t kDecodeNoteBytes = 16;
+/// Scale and bias of each weight row of a row block.
+inline constexpr int32_t kDecodeFactorBytes = 2 * kDecodeRows * 4;
 
 /// Room for weights (step_bytes) and tokens (blocks of 128 bytes, K-major) of as many steps as fit.
 SWITCHYARD_HOST_DEVICE constexpr DecodeShared decode_shared(int32_t lanes, int32_t step_bytes,
@@ -213,12 +216,16 @@ SWITCHYARD_HOST_DEVICE constexpr DecodeShared decode_shared(int32_t lanes, int32
   s.slot_bytes = align_up(step_bytes, 1024) + s.token_bytes;
   s.scale_bytes = scales_per_step * 4;
   s.table_bytes = unit_size * kDecodeRowBytes + kDecodeNoteBytes;
-  constexpr int32_t kBarriers = 16;                                   // full and empty of a slot
-  const int32_t room = capacity / lanes - s.table_bytes - kBarriers;  // align_up of the tables
-  s.slots = room / (s.slot_bytes + s.scale_bytes + kBarriers);
+  constexpr int32_t kBarriers = 16;  // full and empty of a slot
+  const int32_t room =
+      capacity / lanes - s.table_bytes - kDecodeFactorBytes - 2 * kBarriers;  // align_up of factors
+  s.slots = room / (s.slot_bytes + s.scale_bytes + kDecodeFactorBytes + kBarriers);
+  // A row block whose slot is free again may still be in its end.
+  s.factor_blocks = s.slots + 1;
   const int32_t all = lanes * s.slots;
   s.scales = all * s.slot_bytes;
-  s.tables = align_up(s.scales + all * s.scale_bytes, 16);
+  s.factors = align_up(s.scales + all * s.scale_bytes, 16);
+  s.tables = s.factors + lanes * s.factor_blocks * kDecodeFactorBytes;
   s.barriers = s.tables + lanes * s.table_bytes;
   s.bytes = s.barriers + all * kBarriers;
   return s;

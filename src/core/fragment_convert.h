@@ -12,10 +12,12 @@
 namespace switchyard {
 
 /// Bytes of {low, high} chosen by the nibbles of `selector` (0..7 each).
-SWITCHYARD_HOST_DEVICE constexpr uint32_t choose_bytes(uint32_t low, uint32_t high,
-                                                       uint32_t selector) {
+SWITCHYARD_HOST_DEVICE inline uint32_t choose_bytes(uint32_t low, uint32_t high,
+                                                    uint32_t selector) {
 #if defined(__CUDA_ARCH__)
-  return __byte_perm(low, high, selector);
+  uint32_t out;  // __byte_perm would mask the selector
+  asm("prmt.b32 %0, %1, %2, %3;" : "=r"(out) : "r"(low), "r"(high), "r"(selector));
+  return out;
 #else
   uint32_t out = 0;
   for (int i = 0; i < 4; ++i) {
@@ -58,9 +60,14 @@ SWITCHYARD_HOST_DEVICE constexpr Fp8Table added_fp8_table(uint32_t byte) {
 }
 
 /// Eight E2M1 codes of one row: four E4M3 each for the lower and the upper half of a k-step.
-SWITCHYARD_HOST_DEVICE constexpr void convert_fp8(uint32_t word, const Fp8Table& table,
-                                                  uint32_t& lower, uint32_t& upper) {
+SWITCHYARD_HOST_DEVICE inline void convert_fp8(uint32_t word, const Fp8Table& table,
+                                               uint32_t& lower, uint32_t& upper) {
+#if defined(__CUDA_ARCH__)
+  uint32_t selector;  // opaque, or the compiler masks either half by itself
+  asm("and.b32 %0, %1, 0x77777777;" : "=r"(selector) : "r"(word));
+#else
   const uint32_t selector = word & 0x77777777u;
+#endif
   lower = (word & 0x80808080u) | choose_bytes(table.low, table.high, selector);
   upper = (word << 4 & 0x80808080u) | choose_bytes(table.low, table.high, selector >> 16);
 }
@@ -94,12 +101,12 @@ SWITCHYARD_HOST_DEVICE inline void convert_bf16(uint32_t word, uint32_t first, u
 }
 
 /// Byte `index` of `scales` as a multiplier of convert_bf16. kMxfp4: it is the exponent field.
-SWITCHYARD_HOST_DEVICE constexpr uint32_t mx_multiplier(uint32_t scales, int index) {
+SWITCHYARD_HOST_DEVICE inline uint32_t mx_multiplier(uint32_t scales, int index) {
   return choose_bytes(scales, 0, 0x4040u + static_cast<uint32_t>(index) * 0x0101u) << 7;
 }
 
 /// kNvfp4: 2^118 times the scale; kNvfp4RowScale takes the missing 2^8 back.
-SWITCHYARD_HOST_DEVICE constexpr uint32_t nvfp4_multiplier(uint32_t scales, int index) {
+SWITCHYARD_HOST_DEVICE inline uint32_t nvfp4_multiplier(uint32_t scales, int index) {
   const uint32_t both = choose_bytes(scales, 0, 0x4040u + static_cast<uint32_t>(index) * 0x0101u);
   return both * 16u + ((127u + 118u - 9u) << 7) * 0x00010001u;
 }
@@ -107,10 +114,15 @@ SWITCHYARD_HOST_DEVICE constexpr uint32_t nvfp4_multiplier(uint32_t scales, int 
 /// Eight INT4 codes of two rows, zero point 8 taken off, exactly.
 SWITCHYARD_HOST_DEVICE inline void convert_int4(uint32_t word, uint32_t (&a)[4]) {
   for (int reg = 0; reg < 4; ++reg) {
-    const uint32_t biased = (word >> (4 * reg) & 0x000f000fu) | 0x43004300u;  // 128 + code
+    // 128 + code
 #if defined(__CUDA_ARCH__)
+    uint32_t biased;  // (shifted & mask) | bias: one instruction, if no constant is folded into it
+    asm("lop3.b32 %0, %1, %2, %3, 0xea;"
+        : "=r"(biased)
+        : "r"(word >> (4 * reg)), "r"(0x000f000fu), "r"(0x43004300u));
     asm("sub.rn.bf16x2 %0, %1, %2;" : "=r"(a[reg]) : "r"(biased), "r"(0x43084308u));
 #else
+    const uint32_t biased = (word >> (4 * reg) & 0x000f000fu) | 0x43004300u;
     a[reg] = 0;
     for (int half = 0; half < 32; half += 16) {
       const float code = bf16_to_f32(static_cast<uint16_t>(biased >> half)) - 136.0f;

@@ -214,6 +214,10 @@ TEST(DecodeShared, FitsAndKeepsEnoughInFlight) {
           EXPECT_EQ(s.slot_bytes % 1024, 0) << "swizzle atoms";
           EXPECT_EQ(s.barriers % 8, 0);
           EXPECT_LE(lanes * s.slots * s.slot_bytes, s.scales);
+          EXPECT_EQ(s.factors % 16, 0);
+          EXPECT_LE(s.scales + lanes * s.slots * s.scale_bytes, s.factors);
+          EXPECT_GT(s.factor_blocks, s.slots);
+          EXPECT_LE(s.factors + lanes * s.factor_blocks * kDecodeFactorBytes, s.tables);
           EXPECT_EQ(s.tables % 16, 0);
           EXPECT_LE(s.tables + lanes * (unit * kDecodeRowBytes + kDecodeNoteBytes), s.barriers);
         }

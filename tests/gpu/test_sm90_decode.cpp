@@ -89,6 +89,8 @@ test::WeightsOptions options_of(const Recipe& r, bool biases = false) {
   return options;
 }
 
+bool has_four_bits(const Recipe& r) { return element_bits(r.format) == 4; }
+
 /// How the tokens choose.
 enum class Routing { kUniform, kAllTheSame, kOneHot, kSomeSkipped, kAllSkipped, kNone };
 
@@ -366,7 +368,7 @@ TEST(Sm90Decode, Fp4ModelSizesAgainstTheGenericKernels) {
     int64_t experts, top_k, hidden, inner;
   };
   for (const Recipe& recipe : recipes()) {
-    if (recipe.format != Format::kMxfp4) continue;
+    if (!has_four_bits(recipe)) continue;
     for (const Shape& s : {Shape{2, 2, 2880, 1440}, {3, 2, 7168, 256}, {4, 2, 2048, 768}}) {
       LayerSpec spec = spec_of(recipe, s.experts, s.top_k, s.hidden, s.inner);
       spec.activation.kind = Activation::kSwiGluOai;

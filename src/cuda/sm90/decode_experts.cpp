@@ -49,6 +49,9 @@ std::string why_unsupported_fragments(ActivationFormat activations, const Packed
 std::string why_unsupported_matrix(const LayerSpec& spec, ActivationFormat activations,
                                    const PackedMatrices& packed) {
   const WeightRows& w = packed.rows();
+  if (w.smooth_scales != nullptr && activations == ActivationFormat::kNone) {
+    return "smooth scales are applied where activations are quantised";
+  }
   if (w.num_cols % 16 != 0 || w.num_rows % 16 != 0) {
     return fmt::format("a matrix of {} x {}; decode kernels need multiples of 16", w.num_rows,
                        w.num_cols);

@@ -9,11 +9,11 @@
 namespace switchyard::cuda::sm90 {
 
 /// kBlocks of 64 columns in a step.
-template <FragmentOrder kOrder, Format kFormat, int kBlocks>
+template <class FragmentOperand, int kBlocks>
 struct DecodeFragments {
-  using Operand = FragmentOperand<kOrder, kFormat>;
+  using Operand = FragmentOperand;
   static constexpr MmaType kMma = Operand::kMma;
-  static constexpr int kTokenBytes = kOrder == FragmentOrder::kFp8 ? 1 : 2;  ///< of an element
+  static constexpr int kTokenBytes = kMma == MmaType::kE4m3 ? 1 : 2;  ///< of an element
   static constexpr int kTokenBlocks = kBlocks * kFragmentCols * kTokenBytes / 128;
   static constexpr int kStepBytes = kBlocks * Operand::kBlockBytes;
   static constexpr int kChunkSteps = kDecodeChunkFragments / kBlocks;
@@ -38,68 +38,142 @@ struct DecodeFragments {
   template <int kN>
   __device__ static void multiply(const Args& args, const Step& step, bool accumulate,
                                   float (&sum)[kN / 2]) {
-    // Two sets of registers: one is converted while the instructions that read the other run. For
-    // 64 tokens there is no room for them.
-    constexpr int kSets = kN <= 32 ? 2 : 1;
-    Registers a[kSets];
-    const int blocks = num_blocks(args, step.k_step);
-#pragma unroll 1
-    for (int first = 0; first < blocks; first += kSets * kGroup) {
-#pragma unroll
-      for (int set = 0; set < kSets; ++set) {
-        group<kN>(args, step, first + set * kGroup, blocks, accumulate || first + set > 0, a[set],
-                  sum);
-        wgmma_wait<kSets - 1>();
-      }
+    if constexpr (Operand::kScalesSums) {
+      multiply_scaled<kN>(step, num_blocks(args, step.k_step), accumulate, sum);
+    } else if (Operand::kMma == MmaType::kE4m3 && args.deep) {
+      multiply_blocks<kN, true>(args, step, accumulate, sum);
+    } else {
+      multiply_blocks<kN, false>(args, step, accumulate, sum);
     }
-    wgmma_wait<0>();
-    pin(sum);
   }
 
  private:
   /// Blocks between waits: four instructions.
   static constexpr int kGroup = 4 / Operand::kSteps;
-  using Registers = uint32_t[kGroup * Operand::kSteps][4];
+  /// 128 bytes of a token: descriptors count 16.
+  static_assert(kGroup * kFragmentCols * kTokenBytes == 128);
+
+  template <int kN, bool kDeep>
+  __device__ static void multiply_blocks(const Args& args, const Step& step, bool accumulate,
+                                         float (&sum)[kN / 2]) {
+    const int blocks = num_blocks(args, step.k_step);
+    if (blocks == kBlocks) return multiply_run<kN, kDeep, kBlocks>(step, 0, accumulate, sum);
+    // The end of K.
+    int first = 0;
+    if (blocks >= 2 * kGroup) {
+      multiply_run<kN, kDeep, 2 * kGroup>(step, 0, accumulate, sum);
+      first = 2 * kGroup;
+    }
+#pragma unroll 1
+    for (; first < blocks; ++first) {
+      multiply_run<kN, kDeep, 1>(step, first, accumulate || first > 0, sum);
+    }
+  }
+
+  /// kCount blocks from `first` on, finished on return. Unrolled: around a loop's end the compiler
+  /// would wait for the instructions in flight.
+  template <int kN, bool kDeep, int kCount>
+  __device__ static void multiply_run(const Step& step, int first, bool accumulate,
+                                      float (&sum)[kN / 2]) {
+    constexpr int kAtOnce = kCount < kGroup ? kCount : kGroup;
+    using Raw = typename Operand::Raw[kAtOnce];
+    const char* weights = step.weights + first * Operand::kBlockBytes;
+    const int byte = first * kFragmentCols * kTokenBytes;
+    const uint64_t tokens =
+        step.token_descriptor(byte / 128) + static_cast<uint64_t>(byte % 128 / 16);
+    uint32_t a[2][kAtOnce][Operand::kSteps][4];
+    Raw raw;
+    load(weights, raw);
+#pragma unroll
+    for (int i = 0; i < kCount / kAtOnce; ++i) {
+#pragma unroll
+      for (int b = 0; b < kAtOnce; ++b) Operand::template convert<kDeep>(raw[b], a[i % 2][b]);
+      if (i + 1 < kCount / kAtOnce) load(weights + (i + 1) * kAtOnce * Operand::kBlockBytes, raw);
+      pin(sum);
+      wgmma_fence();
+#pragma unroll
+      for (int b = 0; b < kAtOnce; ++b) {
+        Operand::template multiply<kN>(a[i % 2][b], tokens + i * (kN * 8) + b * (8 / kGroup),
+                                       accumulate || i + b > 0, sum);
+      }
+      wgmma_commit();
+      wgmma_wait<1>();
+    }
+    wgmma_wait<0>();
+    pin(sum);
+  }
 
   template <int kN>
-  __device__ static void group(const Args& args, const Step& step, int first, int blocks,
-                               bool accumulate, Registers& a, float (&sum)[kN / 2]) {
-    typename Operand::Raw raw[kGroup];
+  __device__ static void multiply_scaled(const Step& step, int blocks, bool accumulate,
+                                         float (&sum)[kN / 2]) {
+    if (!accumulate) {
 #pragma unroll
-    for (int b = 0; b < kGroup; ++b) {
-      raw[b] = Operand::load(step.weights + (first + b) * Operand::kBlockBytes, first + b < blocks);
+      for (int i = 0; i < kN / 2; ++i) sum[i] = 0.0f;
     }
-    using Block = uint32_t[Operand::kSteps][4];
+    if (blocks == kBlocks) return multiply_scaled_run<kN, kBlocks>(step, 0, sum);
+#pragma unroll 1
+    for (int first = 0; first < blocks; ++first) multiply_scaled_run<kN, 1>(step, first, sum);
+  }
+
+  /// Groups of columns have sums of their own, which are added with their scales: under the next
+  /// block's products where registers hold two blocks' sums.
+  template <int kN, int kCount>
+  __device__ static void multiply_scaled_run(const Step& step, int first, float (&sum)[kN / 2]) {
+    constexpr int kAhead = kN <= 16 && kCount > 1 ? 1 : 0;  // blocks in flight beside the newest
+    const char* weights = step.weights + first * Operand::kBlockBytes;
+    uint32_t a[2][Operand::kSteps][4];
+    typename Operand::Raw raw[3];
+    float part[1 + kAhead][Operand::kGroups][kN / 2];
+    raw[0] = Operand::load(weights);
 #pragma unroll
-    for (int b = 0; b < kGroup; ++b) {
-      Operand::convert(raw[b], args.deep, reinterpret_cast<Block&>(a[b * Operand::kSteps]));
-    }
-    pin(sum);
-    wgmma_fence();
+    for (int b = 0; b < kCount; ++b) {
+      Operand::template convert<false>(raw[b % 3], a[b % 2]);
+      if (b + 1 < kCount)
+        raw[(b + 1) % 3] = Operand::load(weights + (b + 1) * Operand::kBlockBytes);
+      auto& now = part[b % (1 + kAhead)];
 #pragma unroll
-    for (int b = 0; b < kGroup; ++b) {
-      const int byte = (first + b) * kFragmentCols * kTokenBytes;
-      Operand::template multiply<kN>(
-          reinterpret_cast<const Block&>(a[b * Operand::kSteps]),
-          step.token_descriptor(byte / 128) + static_cast<uint64_t>(byte % 128 / 16),
-          accumulate || b > 0, sum);
+      for (int g = 0; g < Operand::kGroups; ++g) pin(now[g]);
+      wgmma_fence();
+      Operand::template multiply_groups<kN>(a[b % 2], step.token_descriptor(first + b), now);
+      wgmma_commit();
+      wgmma_wait<kAhead>();
+      if (b >= kAhead) add<kN>(raw[(b - kAhead) % 3], part[(b - kAhead) % (1 + kAhead)], sum);
     }
-    wgmma_commit();
-    pin(sum);
+    if constexpr (kAhead > 0) {
+      wgmma_wait<0>();
+      add<kN>(raw[(kCount - 1) % 3], part[(kCount - 1) % 2], sum);
+    }
+  }
+  template <int kN>
+  __device__ static void add(const typename Operand::Raw& raw,
+                             float (&part)[Operand::kGroups][kN / 2], float (&sum)[kN / 2]) {
+#pragma unroll
+    for (int g = 0; g < Operand::kGroups; ++g) {
+      pin(part[g]);
+#pragma unroll
+      for (int i = 0; i < kN / 2; ++i) {
+        sum[i] = fmaf(part[g][i], Operand::scale(raw, i / 2 % 2, g), sum[i]);
+      }
+    }
+  }
+
+  template <int kCount>
+  __device__ static void load(const char* weights, typename Operand::Raw (&raw)[kCount]) {
+#pragma unroll
+    for (int b = 0; b < kCount; ++b) raw[b] = Operand::load(weights + b * Operand::kBlockBytes);
   }
 };
 
 /// Longer steps cost less beside their conversions; with more tokens they would leave no ring.
-template <FragmentOrder kOrder, Format kFormat>
+template <class FragmentOperand>
 void launch_decode_fragments(const DecodeFragmentArgs& weights, DecodeArgs args, int num_ctas,
                              Stream stream) {
   constexpr int kLong = kDecodeChunkFragments, kShort = kDecodeChunkFragments / 2;
   const bool few = args.unit_size <= 8;
   args.steps = decode_fragment_steps(weights.col_blocks, few ? kLong : kShort);
-  few ? launch_decode_tile<DecodeFragments<kOrder, kFormat, kLong>, 8>(weights, args, num_ctas,
+  few ? launch_decode_tile<DecodeFragments<FragmentOperand, kLong>, 8>(weights, args, num_ctas,
                                                                        stream)
-      : launch_decode_tile<DecodeFragments<kOrder, kFormat, kShort>, kDecodeMaxUnit>(
-            weights, args, num_ctas, stream);
+      : launch_decode<DecodeFragments<FragmentOperand, kShort>>(weights, args, num_ctas, stream);
 }
 
 }  // namespace switchyard::cuda::sm90

@@ -31,6 +31,8 @@
 // Scales per row (weights) and per row (tokens) are applied after the sum. Instantiate with
 // launch_decode<Operand>.
 
+#include <algorithm>
+
 #include "core/activation.h"
 #include "core/expert_sort.h"
 #include "cuda/launch.cuh"
@@ -79,7 +81,6 @@ struct DecodeParams {
 };
 
 inline constexpr int kWarpgroup = 128;
-inline constexpr int kLaneThreads = kWarpgroup + 2 * 32;
 
 template <class Operand>
 constexpr int scales_per_step(int unit_size) {
@@ -96,6 +97,7 @@ struct alignas(kDecodeRowBytes) DecodeRow {
 struct LaneMemory {
   char* ring;
   float* scales;
+  float* factors;  ///< by row block: scales of its rows, then biases
   DecodeRow* table;
   int32_t* notes;
   uint64_t* full;
@@ -104,6 +106,8 @@ struct LaneMemory {
   __device__ LaneMemory(char* memory, const DecodeShared& s, int lane, int unit_size)
       : ring(memory + lane * s.slots * s.slot_bytes),
         scales(reinterpret_cast<float*>(memory + s.scales + lane * s.slots * s.scale_bytes)),
+        factors(reinterpret_cast<float*>(memory + s.factors +
+                                         lane * s.factor_blocks * kDecodeFactorBytes)),
         table(reinterpret_cast<DecodeRow*>(memory + s.tables + lane * s.table_bytes)),
         notes(reinterpret_cast<int32_t*>(table + unit_size)),
         full(reinterpret_cast<uint64_t*>(memory + s.barriers) + lane * s.slots * 2),
@@ -131,11 +135,17 @@ __device__ inline int32_t token_row(const DecodeArgs& a, int32_t packed) {
   return a.tokens_per_pair ? token * a.top_k + packed_slot(packed) : token;
 }
 
+/// A scale for each weight row, or null.
+template <class Operand>
+__device__ const float* per_row_scales(const DecodeArgs& a) {
+  return Operand::kBlockScales ? nullptr : a.row_scales;
+}
+
 // ---- producers: a warp for weights, a warp for tokens
 
 /// Brings the tokens of a block, 16 bytes a thread, and their scales. Rows of padding stay as they
 /// are: a column of the product depends on no other.
-template <class Operand, int kMaxN>
+template <class Operand, int kN>
 class TokenLoader {
  public:
   __device__ TokenLoader(const DecodeArgs& args, const DecodeShared& shared,
@@ -182,8 +192,8 @@ class TokenLoader {
   }
 
  private:
-  static constexpr int kRows = kMaxN <= 32 ? 1 : 2;  // of a thread
-  static constexpr bool kCanRound = kMaxN <= 8 && Operand::kMma != MmaType::kBf16;
+  static constexpr int kRows = kN <= 32 ? 1 : 2;  // of a thread
+  static constexpr bool kCanRound = kN <= 8 && Operand::kMma != MmaType::kBf16;
 
   __device__ void copy_tokens(const DecodeWalk& walk) const {
     const uint32_t to =
@@ -191,11 +201,11 @@ class TokenLoader {
                                                              shared_.token_bytes + lane_ / 8 * 128);
     const int32_t column = walk.k_step() * Operand::kTokenBlocks * 128 + lane_ % 8 * 16;
 #pragma unroll
-    for (int i = 0; i < kMaxN / 4; ++i) {
+    for (int i = 0; i < kN / 4; ++i) {
       const int row = lane_ / 8 + 4 * i;
       if (4 * i >= num_rows_) break;
-      const int32_t source = kMaxN <= 32 || i < 8 ? __shfl_sync(~0u, rows_[0], row % 32)
-                                                  : __shfl_sync(~0u, rows_[1], row % 32);
+      const int32_t source = kN <= 32 || i < 8 ? __shfl_sync(~0u, rows_[0], row % 32)
+                                               : __shfl_sync(~0u, rows_[1], row % 32);
       if (row >= num_rows_) continue;
       const char* from = static_cast<const char*>(a_.tokens) + source * a_.token_row_bytes + column;
       const uint32_t at = to + static_cast<uint32_t>(i * 512 + ((lane_ ^ row) % 8) * 16);
@@ -305,6 +315,30 @@ __device__ inline void producers_meet(int lane) {
   named_barrier(kFirstBarrier + lane, 2 * 32);
 }
 
+/// Scales and biases of a row block's rows, those that there are, with the first step.
+template <class Operand>
+class RowFactorLoader {
+ public:
+  __device__ RowFactorLoader(const DecodeArgs& a, int32_t expert, int32_t row_block)
+      : scales_(per_row_scales<Operand>(a)),
+        biases_(a.bias),
+        first_(static_cast<int64_t>(expert) * a.num_rows + row_block * kDecodeRows),
+        each_(static_cast<uint32_t>(min(kDecodeRows, a.num_rows - row_block * kDecodeRows)) * 4) {}
+  __device__ uint32_t bytes() const {
+    return (scales_ == nullptr ? 0 : each_) + (biases_ == nullptr ? 0 : each_);
+  }
+  __device__ void load(float* to, uint64_t* full) const {
+    if (scales_ != nullptr) bulk_load(to, scales_ + first_, each_, full);
+    if (biases_ != nullptr) bulk_load(to + kDecodeRows, biases_ + first_, each_, full);
+  }
+
+ private:
+  const float* scales_;
+  const float* biases_;
+  int64_t first_;
+  uint32_t each_;
+};
+
 /// One warp, of which a thread brings all weights of the lane.
 template <class Operand>
 __device__ void bring_weights(const DecodeParams<Operand>& p, const LaneMemory& memory, int lane) {
@@ -312,30 +346,40 @@ __device__ void bring_weights(const DecodeParams<Operand>& p, const LaneMemory& 
   if constexpr (requires { Operand::prefetch(p.weights); }) Operand::prefetch(p.weights);
   if (!a.lists_ready) wait_for_previous_kernel();
   DecodeWalk walk = walk_of(p, lane);
-  int32_t block = walk.block;
+  int32_t block = walk.block, row_block = -1, factors_at = 0;
   int32_t expert = walk.done() ? 0 : a.sorted_expert_ids[block];
   if (!a.lists_ready) producers_meet(lane);
   if (threadIdx.x % 32 != 0) return;
   for (; !walk.done(); walk.advance()) {
     if (walk.block != block) {
       block = walk.block;
+      row_block = -1;
       expert = a.sorted_expert_ids[block];
     }
     const int k_step = walk.k_step();
     uint64_t* full = memory.full + walk.slot;
     barrier_wait(memory.empty + walk.slot, walk.phase ^ 1);
-    barrier_expect(full, step_bytes<Operand>(p.weights, k_step));
+    const uint32_t bytes = step_bytes<Operand>(p.weights, k_step);
+    if (walk.row_block != row_block) {
+      row_block = walk.row_block;
+      const RowFactorLoader<Operand> factors(a, expert, row_block);
+      barrier_expect(full, bytes + factors.bytes());
+      factors.load(memory.factors + factors_at * (kDecodeFactorBytes / 4), full);
+      if (++factors_at == p.shared.factor_blocks) factors_at = 0;
+    } else {
+      barrier_expect(full, bytes);
+    }
     Operand::load(p.weights, memory.ring + walk.slot * p.shared.slot_bytes, expert, walk.row_block,
                   k_step, full);
   }
 }
 
 /// One warp: all tokens of the lane.
-template <class Operand, int kMaxN>
+template <class Operand, int kN>
 __device__ void bring_tokens(const DecodeParams<Operand>& p, const LaneMemory& memory, int lane) {
   const bool lists_ready = p.args.lists_ready;
   if (!lists_ready) wait_for_previous_kernel();
-  TokenLoader<Operand, kMaxN> tokens(p.args, p.shared, memory);
+  TokenLoader<Operand, kN> tokens(p.args, p.shared, memory);
   DecodeWalk walk = walk_of(p, lane);
   if (!walk.done()) tokens.enter_block(walk.block);
   if (lists_ready) wait_for_previous_kernel();
@@ -352,8 +396,7 @@ __device__ void bring_tokens(const DecodeParams<Operand>& p, const LaneMemory& m
 
 // ---- consumer: one warpgroup
 
-/// Factors of the two weight rows that a thread accumulates; loaded before the multiplication, used
-/// after it.
+/// Factors of the two weight rows that a thread accumulates.
 struct RowFactors {
   float scale[2], bias[2];
 };
@@ -371,27 +414,16 @@ class Consumer {
     if (!walk_.done()) read_rows(walk_.block);
   }
 
-  template <int kMaxN>
+  /// kN: rows of a block, whether they exist or not.
+  template <int kN>
   __device__ void run() {
     while (!walk_.done()) {
       const DecodeRun run = walk_.run();
       if (run.block != block_) read_rows(run.block);
       if (!scales_known_) read_scales();
-      const RowFactors factors = load_factors(run.row_block);
-      bool finished = false;
-      const auto row_block = [&]<int kN>() {
-        finished = this->template row_block<kN>(run, factors);
-      };
-      if (kMaxN == 8 || num_rows_ <= 8) {
-        row_block.template operator()<8>();
-      } else if (kMaxN == 16 || num_rows_ <= 16) {
-        if constexpr (kMaxN >= 16) row_block.template operator()<16>();
-      } else if (kMaxN == 32 || num_rows_ <= 32) {
-        if constexpr (kMaxN >= 32) row_block.template operator()<32>();
-      } else {
-        if constexpr (kMaxN >= 64) row_block.template operator()<64>();
-      }
-      if constexpr (kMaxN > 8) {
+      const bool finished = row_block<kN>(run);
+      if (++factors_at_ == p_.shared.factor_blocks) factors_at_ = 0;
+      if constexpr (kN > 8) {
         if (finished && a_.rounded.codes != nullptr) round_finished_group(run.row_block);
       }
     }
@@ -450,17 +482,13 @@ class Consumer {
     return thread_ / 32 * 16 + thread_ % 32 / 4 * (Operand::kRowPairs ? 2 : 1);
   }
 
-  __device__ RowFactors load_factors(int32_t row_block) const {
+  __device__ RowFactors factors() const {
     RowFactors f{{1.0f, 1.0f}, {0.0f, 0.0f}};
-    const bool scaled = !Operand::kBlockScales && a_.row_scales != nullptr;
-    if (!scaled && a_.bias == nullptr) return f;
+    const float* from = memory_.factors + factors_at_ * (kDecodeFactorBytes / 4) + first_row();
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      const int32_t row = row_block * kDecodeRows + first_row() + i * kRowStep;
-      if (row >= a_.num_rows) continue;
-      const int64_t at = static_cast<int64_t>(expert_) * a_.num_rows + row;
-      if (scaled) f.scale[i] = a_.row_scales[at];
-      if (a_.bias != nullptr) f.bias[i] = a_.bias[at];
+      if (per_row_scales<Operand>(a_) != nullptr) f.scale[i] = from[i * kRowStep];
+      if (a_.bias != nullptr) f.bias[i] = from[kDecodeRows + i * kRowStep];
     }
     return f;
   }
@@ -468,7 +496,7 @@ class Consumer {
   /// The chunks of one run; whether the row block's results have been stored: if this lane has them
   /// all or comes last.
   template <int kN>
-  __device__ bool row_block(const DecodeRun& run, const RowFactors& factors) {
+  __device__ bool row_block(const DecodeRun& run) {
     const DecodeOwners owners = run.whole ? DecodeOwners{} : walk_.schedule.owners(run);
     Sum<kN> total{};
     for (int32_t chunk = run.chunk_begin; chunk < run.chunk_end; ++chunk) {
@@ -486,7 +514,7 @@ class Consumer {
       if (!came_last(a_.counters + owners.first, owners.count())) return false;
       add_partials<kN>(run, owners, total);
     }
-    finish<kN>(run.row_block, factors, total);
+    finish<kN>(run.row_block, total);
     return true;
   }
 
@@ -494,7 +522,8 @@ class Consumer {
   __device__ void multiply_chunk(int32_t chunk, Sum<kN>& sum) {
     const int32_t num_steps = a_.steps.steps_of(chunk);
     for (int32_t step = 0; step < num_steps; ++step) {
-      const int slot = walk_.slot;
+      // The same in all threads, as the compiler shall know: descriptors are in uniform registers.
+      const int slot = __shfl_sync(~0u, walk_.slot, 0);
       barrier_wait(memory_.full + slot, walk_.phase);
       fence_async_shared();  // tokens came by cp.async
       const char* weights = memory_.ring + slot * p_.shared.slot_bytes;
@@ -503,9 +532,9 @@ class Consumer {
           {.weights = weights,
            .tokens = shared_address(weights) +
                      static_cast<uint32_t>(p_.shared.slot_bytes - p_.shared.token_bytes),
-           .token_block_bytes = static_cast<uint32_t>(a_.unit_size) * 128,
+           .token_block_bytes = kN * 128,
            .scales = memory_.scales + slot * (p_.shared.scale_bytes / 4),
-           .unit_size = a_.unit_size,
+           .unit_size = kN,
            .k_step = walk_.k_step()},
           step != 0, sum);
       __syncwarp();
@@ -588,7 +617,12 @@ class Consumer {
   /// rows of two tokens in every eight. One copy of the code, whatever it costs in moves: it runs
   /// once for each row block, cold.
   template <int kN>
-  __device__ void finish(int32_t row_block, const RowFactors& f, Sum<kN>& total) const {
+  __device__ void finish(int32_t row_block, Sum<kN>& total) const {
+    const RowFactors f = factors();
+    if (!a_.activate && !a_.weight_before_bias && a_.output_type == DataType::kF32 &&
+        a_.maxima.bits == nullptr) {
+      return finish_plain<kN>(row_block, f, total);
+    }
 #pragma unroll 1
     for (int first = 0; first < num_rows_; first += 8) {
 #pragma unroll 1
@@ -605,10 +639,45 @@ class Consumer {
         }
         store_pair(row_block, row, used, v);
       }
-      // The next eight tokens come down: registers have no index at run time.
-#pragma unroll
-      for (int i = 0; i + 4 < kN / 2; ++i) total[i] = total[i + 4];
+      next_tokens<kN>(total);
     }
+  }
+
+  /// The end of down. With a short K that is most of what a row block costs.
+  template <int kN>
+  __device__ void finish_plain(int32_t row_block, const RowFactors& f, Sum<kN>& total) const {
+    const int32_t column = row_block * kDecodeRows + first_row();
+    float* output = static_cast<float*>(a_.output) + column;
+#pragma unroll 1
+    for (int first = thread_ % 4 * 2; first < num_rows_; first += 8) {
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        if (first + i >= num_rows_) break;
+        const DecodeRow row = memory_.table[first + i];
+        float* to = output + static_cast<int64_t>(row.pair) * a_.output_columns;
+        float v[2];
+#pragma unroll
+        for (int r = 0; r < 2; ++r) {
+          v[r] = static_cast<float>(total[i + 2 * r]) * (f.scale[r] * row.scale) + f.bias[r];
+          v[r] *= row.weight;
+        }
+        // The number of outputs is a multiple of 16.
+        if (Operand::kRowPairs) {
+          if (column < a_.output_columns) *reinterpret_cast<float2*>(to) = float2{v[0], v[1]};
+        } else {
+          if (column < a_.output_columns) to[0] = v[0];
+          if (column + kRowStep < a_.output_columns) to[kRowStep] = v[1];
+        }
+      }
+      next_tokens<kN>(total);
+    }
+  }
+
+  /// The next eight tokens come down: registers have no index at run time.
+  template <int kN>
+  __device__ static void next_tokens(Sum<kN>& total) {
+#pragma unroll
+    for (int i = 0; i + 4 < kN / 2; ++i) total[i] = total[i + 4];
   }
 
   /// The results of a thread's two rows for one token: one if they are gate and up.
@@ -665,7 +734,6 @@ class Consumer {
     }
     return value;
   }
-
   /// Rounds the group of columns that this row block belongs to, if it was the last missing one.
   __device__ void round_finished_group(int32_t row_block) const {
     const RoundedRows& to = a_.rounded;
@@ -697,18 +765,33 @@ class Consumer {
   DecodeWalk walk_;
   int32_t block_ = -1, expert_ = 0;
   int32_t row_ = -1;  ///< of the input: this thread's of the block, or -1
+  int32_t factors_at_ = 0;
   int num_rows_ = 0;
   bool scales_known_ = false;
 };
 
 // ---- the kernel
 
-template <class Operand, int kMaxN>
-__global__ void __launch_bounds__(decode_lanes(kMaxN) * kLaneThreads, 1)
+/// Consumers, then the producers' warpgroups, which give registers to them.
+template <int kN>
+struct DecodeThreads {
+  static constexpr int kLanes = decode_lanes(kN);
+  static constexpr int kConsumers = kLanes * kWarpgroup;
+  static constexpr int kProducers = align_up(kLanes * 2 * 32, kWarpgroup);
+  static constexpr int kAll = kConsumers + kProducers;
+  static constexpr int kAtStart = 65536 / kAll / 8 * 8;
+  static constexpr int kProducerRegisters = 40;
+  static constexpr int kConsumerRegisters =
+      std::min((kAll * kAtStart - kProducers * kProducerRegisters) / kConsumers / 8 * 8, 232);
+};
+
+template <class Operand, int kN>
+__global__ void __launch_bounds__(DecodeThreads<kN>::kAll, 1)
     decode_kernel(const __grid_constant__ DecodeParams<Operand> p) {
   extern __shared__ __align__(1024) char shared_memory[];
   const int warp = __shfl_sync(~0u, static_cast<int>(threadIdx.x) / 32, 0);
-  constexpr int kLanes = decode_lanes(kMaxN);
+  using Threads = DecodeThreads<kN>;
+  constexpr int kLanes = Threads::kLanes;
   constexpr int kConsumerWarps = kLanes * 4;
   if (threadIdx.x == 0) {
     auto* barriers = reinterpret_cast<uint64_t*>(shared_memory + p.shared.barriers);
@@ -722,24 +805,31 @@ __global__ void __launch_bounds__(decode_lanes(kMaxN) * kLaneThreads, 1)
   const int lane = warp < kConsumerWarps ? warp / 4 : (warp - kConsumerWarps) / 2;
   const LaneMemory memory(shared_memory, p.shared, lane, p.args.unit_size);
   if (warp >= kConsumerWarps) {
-    if (warp % 2 != 0) return bring_tokens<Operand, kMaxN>(p, memory, lane);
-    return bring_weights(p, memory, lane);
+    give_registers<Threads::kProducerRegisters>();
+    if (lane >= kLanes) return;
+    if (warp % 2 != 0) {
+      bring_tokens<Operand, kN>(p, memory, lane);
+    } else {
+      bring_weights(p, memory, lane);
+    }
+  } else {
+    take_registers<Threads::kConsumerRegisters>();
+    if (!p.args.lists_ready) wait_for_previous_kernel();
+    Consumer<Operand> consumer(p, memory, lane);
+    if (p.args.lists_ready) wait_for_previous_kernel();
+    // Not before: the next kernel may rely on everything that this one waited for.
+    let_next_kernel_start();
+    consumer.template run<kN>();
   }
-  if (!p.args.lists_ready) wait_for_previous_kernel();
-  Consumer<Operand> consumer(p, memory, lane);
-  if (p.args.lists_ready) wait_for_previous_kernel();
-  // Not before: the next kernel may rely on everything that this one waited for.
-  let_next_kernel_start();
-  consumer.template run<kMaxN>();
 }
 
 inline constexpr int32_t kSharedBytes = 227 * 1024;
 
-/// For units of at most kMaxN rows.
-template <class Operand, int kMaxN>
+/// For blocks of kN rows.
+template <class Operand, int kN>
 void launch_decode_tile(const typename Operand::Args& weights, const DecodeArgs& args, int num_ctas,
                         Stream stream) {
-  constexpr int32_t kLanes = decode_lanes(kMaxN);
+  constexpr int32_t kLanes = decode_lanes(kN);
   const DecodeParams<Operand> params{
       .weights = weights,
       .args = args,
@@ -749,9 +839,9 @@ void launch_decode_tile(const typename Operand::Args& weights, const DecodeArgs&
       .lanes = kLanes,
       .row_blocks = ceil_div(args.num_rows, kDecodeRows),
       .num_chunks = args.steps.num_chunks()};
-  launch(decode_kernel<Operand, kMaxN>,
+  launch(decode_kernel<Operand, kN>,
          {.grid = static_cast<unsigned>(num_ctas),
-          .block = static_cast<unsigned>(kLanes * kLaneThreads),
+          .block = DecodeThreads<kN>::kAll,
           .shared_bytes = params.shared.bytes,
           .overlap_previous = true},
          static_cast<cudaStream_t>(stream.handle), params);
@@ -760,9 +850,13 @@ void launch_decode_tile(const typename Operand::Args& weights, const DecodeArgs&
 template <class Operand>
 void launch_decode(const typename Operand::Args& weights, const DecodeArgs& args, int num_ctas,
                    Stream stream) {
-  args.unit_size <= 8
-      ? launch_decode_tile<Operand, 8>(weights, args, num_ctas, stream)
-      : launch_decode_tile<Operand, kDecodeMaxUnit>(weights, args, num_ctas, stream);
+  switch (args.unit_size) {
+    case 8: return launch_decode_tile<Operand, 8>(weights, args, num_ctas, stream);
+    case 16: return launch_decode_tile<Operand, 16>(weights, args, num_ctas, stream);
+    case 32: return launch_decode_tile<Operand, 32>(weights, args, num_ctas, stream);
+    case kDecodeMaxUnit: return launch_decode_tile<Operand, 64>(weights, args, num_ctas, stream);
+    default: throw Error(ErrorCode::kInternal, "no decode kernel for these blocks of rows");
+  }
 }
 
 }  // namespace switchyard::cuda::sm90

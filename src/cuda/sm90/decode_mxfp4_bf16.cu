@@ -4,7 +4,8 @@ namespace switchyard::cuda::sm90 {
 
 void decode_mxfp4_bf16(const DecodeFragmentArgs& weights, const DecodeArgs& args, int num_ctas,
                        Stream stream) {
-  launch_decode_fragments<FragmentOrder::kBf16, Format::kMxfp4>(weights, args, num_ctas, stream);
+  launch_decode_fragments<FragmentOperand<FragmentOrder::kBf16, Format::kMxfp4>>(weights, args,
+                                                                                 num_ctas, stream);
 }
 
 }  // namespace switchyard::cuda::sm90

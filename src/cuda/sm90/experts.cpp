@@ -75,6 +75,9 @@ const char* why_unsupported_matrices(const PackedMatrices& packed, ActivationFor
   const WeightRows& w = packed.rows();
   const ActivationStorage storage = activation_storage(activations);
   const bool rounds = activations != ActivationFormat::kNone;
+  if (w.smooth_scales != nullptr && !rounds) {
+    return "smooth scales are applied where activations are quantised";
+  }
   if (!plain_values(w)) return "weights with zero points, a group index or global scales";
   if (!aligned_columns(w)) return "rows are not multiples of 16 bytes";
   if (in_fragment_order(w)) return why_unsupported_fragments(packed, activations);
@@ -278,8 +281,7 @@ int64_t Sm90Experts::workspace_bytes(int64_t max_tokens, int64_t top_k) const {
   if (!has_prefill_) return decode_->workspace_bytes(max_tokens, top_k);
   const int64_t bytes = layout(max_tokens, top_k).bytes;
   if (!decode_) return bytes;
-  return std::max(bytes,
-                  decode_->workspace_bytes(std::min(max_tokens, kDecodeMaxTokens), top_k));
+  return std::max(bytes, decode_->workspace_bytes(std::min(max_tokens, kDecodeMaxTokens), top_k));
 }
 
 Sm90Experts::Batch Sm90Experts::sort(const RunExpertsArgs& args, int64_t begin, int64_t num_tokens,

@@ -15,30 +15,35 @@ __device__ const Fp8Table kDeviceFp8Tables[kNumFp8Tables] = {
     make_fp8_table(8),  make_fp8_table(9),  make_fp8_table(10), make_fp8_table(11),
     make_fp8_table(12), make_fp8_table(13), make_fp8_table(14)};
 
-template <FragmentOrder kOrder, Format kFormat>
+/// Columns that share a scale in a format that has but one way.
+constexpr int usual_scale_cols(Format format) { return format == Format::kNvfp4 ? 16 : 32; }
+
+template <FragmentOrder kOrder, Format kFormat, int kScaleCols = usual_scale_cols(kFormat)>
 struct FragmentOperand {
   static constexpr MmaType kMma = kOrder == FragmentOrder::kFp8 ? MmaType::kE4m3 : MmaType::kBf16;
   /// Columns of one matrix instruction, and instructions per block.
   static constexpr int kStepColumns = kOrder == FragmentOrder::kFp8 ? 32 : 16;
   static constexpr int kSteps = kFragmentCols / kStepColumns;
-  static constexpr int kBlockBytes =
-      fragment_layout(kOrder, kFormat, kFormat == Format::kNvfp4 ? 16 : 32, 64, 64).block_bytes;
+  static constexpr FragmentLayout kLayout =
+      fragment_layout(kOrder, kFormat, kScaleCols, kFragmentRows, kFragmentCols);
+  static constexpr int kBlockBytes = kLayout.block_bytes;
+  /// Products of INT4 need their scales after the sum: a code times a bf16 is no bf16.
+  static constexpr bool kScalesSums = kFormat == Format::kInt4;
+  static constexpr int kGroups = kFragmentCols / kScaleCols;  ///< scales of a row
 
   /// What a thread loads for one block.
   struct Raw {
     uint32_t words[4];
-    uint32_t scales[kFormat == Format::kMxfp4 ? 1 : 2];  ///< first row's, then second row's
+    uint32_t scales[kGroups * kLayout.scale_bytes / 2];  ///< first row's, then second row's
   };
-  /// Zeros where there is no such block: a branch would end the overlap of instructions in flight.
-  __device__ static Raw load(const char* block, bool exists) {
+  __device__ static Raw load(const char* block) {
     const int thread = static_cast<int>(threadIdx.x) % kFragmentThreads;
-    Raw raw{};
-    if (!exists) return raw;
+    Raw raw;
     const uint4 codes = reinterpret_cast<const uint4*>(block)[thread];
     raw.words[0] = codes.x, raw.words[1] = codes.y, raw.words[2] = codes.z, raw.words[3] = codes.w;
     const char* scales =
         block + kFragmentCodeBytes + thread / 4 * static_cast<int>(sizeof(raw.scales));
-    if constexpr (kFormat == Format::kMxfp4) {
+    if constexpr (sizeof(raw.scales) == 4) {
       raw.scales[0] = *reinterpret_cast<const uint32_t*>(scales);
     } else {
       const uint2 both = *reinterpret_cast<const uint2*>(scales);
@@ -47,18 +52,28 @@ struct FragmentOperand {
     return raw;
   }
 
-  /// a[step]: the four registers of one instruction. `deep`: some block of the matrix is more than
+  /// a[step]: the four registers of one instruction. kDeep: some block of the matrix is more than
   /// kMaxAddedSteps down (kFp8).
-  __device__ static void convert(const Raw& raw, bool deep, uint32_t (&a)[kSteps][4]) {
+  template <bool kDeep>
+  __device__ static void convert(const Raw& raw, uint32_t (&a)[kSteps][4]) {
     if constexpr (kOrder == FragmentOrder::kFp8) {
-      deep ? convert_with(
-                 raw, [](uint32_t byte) { return kDeviceFp8Tables[byte / 8]; }, a)
-           : convert_with(
-                 raw, [](uint32_t byte) { return added_fp8_table(byte); }, a);
+#pragma unroll
+      for (int step = 0; step < kSteps; ++step) {
+#pragma unroll
+        for (int h = 0; h < 2; ++h) {  // row of the pair
+          const uint32_t byte =
+              choose_bytes(raw.scales[0], 0, 0x4440u + static_cast<uint32_t>(2 * h + step));
+          convert_fp8(raw.words[2 * step + h],
+                      kDeep ? kDeviceFp8Tables[byte / 8] : added_fp8_table(byte), a[step][h],
+                      a[step][2 + h]);
+        }
+      }
     } else {
 #pragma unroll
       for (int step = 0; step < kSteps; ++step) {
-        if constexpr (kFormat == Format::kNvfp4) {
+        if constexpr (kFormat == Format::kInt4) {
+          convert_int4(raw.words[step], a[step]);
+        } else if constexpr (kFormat == Format::kNvfp4) {
           convert_bf16(raw.words[step], nvfp4_multiplier(raw.scales[0], step),
                        nvfp4_multiplier(raw.scales[1], step), a[step]);
         } else {
@@ -66,6 +81,25 @@ struct FragmentOperand {
                        mx_multiplier(raw.scales[0], 2 + step / 2), a[step]);
         }
       }
+    }
+  }
+
+  /// kScalesSums: of row `row` of the pair, in group `group`.
+  __device__ static float scale(const Raw& raw, int row, int group) {
+    const int at = row * kGroups + group;  // bf16 numbers
+    const uint32_t both = raw.scales[at / 2];
+    return __uint_as_float(at % 2 == 0 ? both << 16 : both & 0xffff0000u);
+  }
+
+  /// d[g] = group g of the block . tokens^T, not waited for.
+  template <int kN>
+  __device__ static void multiply_groups(const uint32_t (&a)[kSteps][4], uint64_t tokens,
+                                         float (&d)[kGroups][kN / 2]) {
+    constexpr int kStepsOfGroup = kSteps / kGroups;
+#pragma unroll
+    for (int step = 0; step < kSteps; ++step) {
+      Wgmma<kMma, kN>::rs(d[step / kStepsOfGroup], a[step],
+                          tokens + 2 * static_cast<uint64_t>(step), step % kStepsOfGroup > 0);
     }
   }
 
@@ -78,20 +112,6 @@ struct FragmentOperand {
       // 32 bytes of K, 2 in a descriptor, whatever the type.
       Wgmma<kMma, kN>::rs(d, a[step], tokens + 2 * static_cast<uint64_t>(step),
                           accumulate || step > 0);
-    }
-  }
-
- private:
-  template <class Table>
-  __device__ static void convert_with(const Raw& raw, Table table, uint32_t (&a)[kSteps][4]) {
-#pragma unroll
-    for (int step = 0; step < kSteps; ++step) {
-#pragma unroll
-      for (int h = 0; h < 2; ++h) {  // row of the pair
-        const uint32_t byte =
-            choose_bytes(raw.scales[0], 0, 0x4440u + static_cast<uint32_t>(2 * h + step));
-        convert_fp8(raw.words[2 * step + h], table(byte), a[step][h], a[step][2 + h]);
-      }
     }
   }
 };
