@@ -24,22 +24,24 @@ enum class DecodeLoop { kFp4ToFp8, kFp4ToBf16, kBytes, kBf16 };
 
 namespace decode_cost {
 
-// H200: whole layers of R1 EP8, R1 TP8 and gpt-oss-120b at T = 8 .. 128, solved for the clocks of
-// an SM per tile (64 weight rows x 128 bytes of K) and per end of 64 rows.
+// H200, kernels in a chain (R1 EP8, R1 TP8 and gpt-oss-120b at T = 8 .. 256), solved for the clocks
+// of an SM per tile (64 weight rows x 128 bytes of K) and per end of 64 rows.
 inline constexpr double kClock = 1.755e9;
 inline constexpr double kReadGbps = 4400;  ///< of a long read
 struct Rates {
   double tile, tile_row, end;  ///< tile_row: more of a tile, per row of the block
 };
 constexpr Rates rates(DecodeLoop loop, int32_t unit_size) {
-  const bool few = unit_size <= 8;  // four lanes, else two
+  const int height = unit_size <= 8 ? 0 : unit_size <= 16 ? 1 : 2;
+  constexpr Rates kFp8[] = {{248, 0, 300}, {290, 0, 350}, {300, 3, 400}};
+  constexpr Rates kBf16[] = {{153, 0, 480}, {188, 0, 350}, {205, 1.5, 400}};
   switch (loop) {
-    case DecodeLoop::kFp4ToFp8: return few ? Rates{267, 0, 739} : Rates{300, 14, 2500};
-    case DecodeLoop::kFp4ToBf16: return few ? Rates{180, 0, 700} : Rates{200, 4.5, 2500};
-    case DecodeLoop::kBytes: return few ? Rates{440, 0, 415} : Rates{440, 6, 1080};
+    case DecodeLoop::kFp4ToFp8: return kFp8[height];
+    case DecodeLoop::kFp4ToBf16: return kBf16[height];
+    case DecodeLoop::kBytes: return height == 0 ? Rates{440, 0, 415} : Rates{440, 6, 1080};
     case DecodeLoop::kBf16: break;
   }
-  return few ? Rates{430, 0, 415} : Rates{410, 2, 800};
+  return height == 0 ? Rates{430, 0, 415} : Rates{410, 2, 800};
 }
 
 }  // namespace decode_cost

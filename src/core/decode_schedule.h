@@ -110,19 +110,19 @@ constexpr int64_t decode_partial_bytes(int64_t num_lanes, int64_t num_chunks, in
   return num_lanes * num_chunks * kDecodeRows * unit_size * 4;
 }
 
-/// Rows per block of sorted rows: holds all rows of nearly every expert (mean + 3 sigma of a
+/// Rows per block of sorted rows: holds all rows of nearly every expert (mean + 2.4 sigma of a
 /// Poisson), because each further block reads the expert's weights again.
 constexpr int32_t decode_unit_size(int64_t num_tokens, int64_t top_k, int64_t num_experts) {
   const int64_t mean = ceil_div(num_tokens * top_k, num_experts);
   for (int32_t unit = 8; unit < kDecodeMaxUnit; unit *= 2) {
     const int64_t room = unit - mean;
-    if (num_tokens <= unit || (room > 0 && room * room >= 9 * mean)) return unit;
+    if (num_tokens <= unit || (room > 0 && room * room >= 6 * mean)) return unit;
   }
   return kDecodeMaxUnit;
 }
 
 /// Tokens of a pass where other kernels take what is more.
-inline constexpr int64_t kDecodeMaxTokens = 128;
+inline constexpr int64_t kDecodeMaxTokens = 256;
 /// Tokens of a pass where none do: rows fill most of the largest tiles, since every pass reads all
 /// weights again (Kimi-K2 INT4, T = 1024: 8 passes of 128 took 7.0 ms).
 constexpr int64_t decode_pass_tokens(int64_t top_k, int64_t num_experts) {

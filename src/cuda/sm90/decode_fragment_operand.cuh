@@ -169,7 +169,7 @@ template <class FragmentOperand>
 void launch_decode_fragments(const DecodeFragmentArgs& weights, DecodeArgs args, int num_ctas,
                              Stream stream) {
   constexpr int kLong = kDecodeChunkFragments, kShort = kDecodeChunkFragments / 2;
-  const bool few = args.unit_size <= 8;
+  const bool few = args.unit_size <= 8 && weights.col_blocks > kShort;
   args.steps = decode_fragment_steps(weights.col_blocks, few ? kLong : kShort);
   few ? launch_decode_tile<DecodeFragments<FragmentOperand, kLong>, 8>(weights, args, num_ctas,
                                                                        stream)

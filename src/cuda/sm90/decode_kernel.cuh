@@ -199,20 +199,18 @@ class TokenLoader {
     const uint32_t to =
         shared_address(memory_.ring) + static_cast<uint32_t>((walk.slot + 1) * shared_.slot_bytes -
                                                              shared_.token_bytes + lane_ / 8 * 128);
+    const uint32_t even = to + static_cast<uint32_t>((lane_ ^ lane_ / 8) % 8 * 16);
+    const uint32_t odd = to + static_cast<uint32_t>((lane_ ^ (lane_ / 8 + 4)) % 8 * 16);
     const int32_t column = walk.k_step() * Operand::kTokenBlocks * 128 + lane_ % 8 * 16;
+    const char* tokens = static_cast<const char*>(a_.tokens) + column;
 #pragma unroll
     for (int i = 0; i < kN / 4; ++i) {
-      const int row = lane_ / 8 + 4 * i;
       if (4 * i >= num_rows_) break;
-      const int32_t source = kN <= 32 || i < 8 ? __shfl_sync(~0u, rows_[0], row % 32)
-                                               : __shfl_sync(~0u, rows_[1], row % 32);
-      if (row >= num_rows_) continue;
-      const char* from = static_cast<const char*>(a_.tokens) + source * a_.token_row_bytes + column;
-      const uint32_t at = to + static_cast<uint32_t>(i * 512 + ((lane_ ^ row) % 8) * 16);
+      const char* from = tokens + uint64_t{from_[i]} * 16;
 #pragma unroll
       for (int b = 0; b < Operand::kTokenBlocks; ++b) {
-        async_copy_16(at + static_cast<uint32_t>(b * a_.unit_size) * 128, from + b * 128,
-                      column + b * 128 < a_.token_bytes);
+        async_copy_16((i % 2 == 0 ? even : odd) + static_cast<uint32_t>(i * 512 + b * kN * 128),
+                      from + b * 128, column + b * 128 < a_.token_bytes);
       }
     }
   }
@@ -249,6 +247,14 @@ class TokenLoader {
       }
       *reinterpret_cast<uint4*>(to + row * 128 + (part ^ row) % 8 * 16) = codes;
       if (Operand::kBlockScales && part % 8 == 0) scales[row] = scale.stored;
+    }
+    // A row is brought by eight threads, four rows at a time; the last four may be fewer.
+    const auto row_chunks = static_cast<uint32_t>(a_.token_row_bytes / 16);
+    const int32_t any = max(__shfl_sync(~0u, rows_[0], 0), 0);
+#pragma unroll
+    for (int i = 0; i < kN / 4; ++i) {
+      const int32_t row = __shfl_sync(~0u, rows_[i / 8], (lane_ / 8 + 4 * i) % 32);
+      from_[i] = static_cast<uint32_t>(row < 0 ? any : row) * row_chunks;
     }
   }
 
@@ -294,6 +300,7 @@ class TokenLoader {
   int32_t block_ = -1;
   int32_t loads_ = 0;  ///< of the block
   int32_t rows_[kRows]{};
+  uint32_t from_[kN / 4];  ///< the thread's part of rows, in 16 bytes from the tokens on
   int num_rows_ = 0;
   const float* row_scales_ = nullptr;
 };
@@ -780,7 +787,7 @@ struct DecodeThreads {
   static constexpr int kProducers = align_up(kLanes * 2 * 32, kWarpgroup);
   static constexpr int kAll = kConsumers + kProducers;
   static constexpr int kAtStart = 65536 / kAll / 8 * 8;
-  static constexpr int kProducerRegisters = 40;
+  static constexpr int kProducerRegisters = kN <= 16 ? 40 : 56;  // addresses of rows
   static constexpr int kConsumerRegisters =
       std::min((kAll * kAtStart - kProducers * kProducerRegisters) / kConsumers / 8 * 8, 232);
 };

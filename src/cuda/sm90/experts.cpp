@@ -139,7 +139,9 @@ Sm90Experts::Sm90Experts(const LayerSpec& spec, const PackedMatrices& gate_up,
 
 bool Sm90Experts::is_decode(int64_t num_tokens, int64_t top_k) const {
   if (!has_prefill_) return true;
+  // Decode tiles of the largest height are slower than the prefill kernels at any size.
   return decode_ && num_tokens <= kDecodeMaxTokens &&
+         decode_unit_size(num_tokens, top_k, spec_.num_experts) < kDecodeMaxUnit &&
          decode_us(num_tokens, top_k) <= prefill_us(num_tokens, top_k);
 }
 
