@@ -35,13 +35,15 @@ constexpr Rates rates(DecodeLoop loop, int32_t unit_size) {
   const int height = unit_size <= 8 ? 0 : unit_size <= 16 ? 1 : 2;
   constexpr Rates kFp8[] = {{248, 0, 300}, {290, 0, 350}, {300, 3, 400}};
   constexpr Rates kBf16[] = {{153, 0, 480}, {188, 0, 350}, {205, 1.5, 400}};
+  constexpr Rates kBytes[] = {{420, 0, 250}, {443, 0, 160}, {450, 3, 250}};
+  constexpr Rates kWide[] = {{420, 0, 250}, {438, 0, 250}, {438, 1.2, 300}};
   switch (loop) {
     case DecodeLoop::kFp4ToFp8: return kFp8[height];
     case DecodeLoop::kFp4ToBf16: return kBf16[height];
-    case DecodeLoop::kBytes: return height == 0 ? Rates{440, 0, 415} : Rates{440, 6, 1080};
+    case DecodeLoop::kBytes: return kBytes[height];
     case DecodeLoop::kBf16: break;
   }
-  return height == 0 ? Rates{430, 0, 415} : Rates{410, 2, 800};
+  return kWide[height];
 }
 
 }  // namespace decode_cost

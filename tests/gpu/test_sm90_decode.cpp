@@ -220,7 +220,7 @@ TEST(Sm90Decode, PassesOverManyTokens) {
     const auto reference = reference_backend().pack_experts(spec, weights.weights().experts, {});
     const auto tuned = test::gpu().pack_experts(spec, weights.weights().experts, {});
     Plan plan;
-    tuned->plan(300, spec.top_k, {}, plan);
+    tuned->plan(600, spec.top_k, {}, plan);
     EXPECT_NE(plan.explain().find("3 passes"), std::string::npos) << plan.explain();
     const Packed packed = pack(spec, weights);
     const DecodeExperts experts(spec, packed.gate_up, packed.down, 0);

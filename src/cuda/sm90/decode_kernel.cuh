@@ -189,6 +189,14 @@ class TokenLoader {
       rows_[i] = row < a_.unit_size ? token_row(a_, a_.sorted_ids[block * a_.unit_size + row]) : -1;
       num_rows_ += __popc(__ballot_sync(~0u, rows_[i] >= 0));
     }
+    // A row is brought by eight threads, four rows at a time; the last four may be fewer.
+    const auto row_chunks = static_cast<uint32_t>(a_.token_row_bytes / 16);
+    const int32_t any = max(__shfl_sync(~0u, rows_[0], 0), 0);
+#pragma unroll
+    for (int i = 0; i < kN / 4; ++i) {
+      const int32_t row = __shfl_sync(~0u, rows_[i / 8], (lane_ / 8 + 4 * i) % 32);
+      from_[i] = static_cast<uint32_t>(row < 0 ? any : row) * row_chunks;
+    }
   }
 
  private:
@@ -247,14 +255,6 @@ class TokenLoader {
       }
       *reinterpret_cast<uint4*>(to + row * 128 + (part ^ row) % 8 * 16) = codes;
       if (Operand::kBlockScales && part % 8 == 0) scales[row] = scale.stored;
-    }
-    // A row is brought by eight threads, four rows at a time; the last four may be fewer.
-    const auto row_chunks = static_cast<uint32_t>(a_.token_row_bytes / 16);
-    const int32_t any = max(__shfl_sync(~0u, rows_[0], 0), 0);
-#pragma unroll
-    for (int i = 0; i < kN / 4; ++i) {
-      const int32_t row = __shfl_sync(~0u, rows_[i / 8], (lane_ / 8 + 4 * i) % 32);
-      from_[i] = static_cast<uint32_t>(row < 0 ? any : row) * row_chunks;
     }
   }
 

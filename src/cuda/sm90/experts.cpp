@@ -178,8 +178,7 @@ double Sm90Experts::prefill_us(int64_t num_tokens, int64_t top_k) const {
     const double read_us =
         w.experts * static_cast<double>(m.rows.expert_bytes) / (kPrefillReadGbps * 1e3);
     if (!in_fragment_order(m.rows)) {
-      return std::max(read_us,
-                      grouped_gemm_clocks(config, w, num_sms) / gemm_cost::kMatrixClock * 1e6);
+      return std::max(read_us, grouped_gemm_clocks(config, w, num_sms) / decode_cost::kClock * 1e6);
     }
     const int token_bytes = element_bits(operand_format(activations_)) / 8;
     return std::max(read_us,
