@@ -196,6 +196,9 @@ TEST(GpuRouteSort, LeavesWhatItCannotRoute) {
   if (cuda::device_facts(device).capability != 90) GTEST_SKIP() << "for compute capability 9.0";
   EXPECT_TRUE(cuda::can_route_and_sort(spec, 64, device));
   EXPECT_FALSE(cuda::can_route_and_sort(spec, 65, device));
+  spec.num_experts = 896;  // where two launches are faster
+  EXPECT_TRUE(cuda::can_route_and_sort(spec, 4, device));
+  EXPECT_FALSE(cuda::can_route_and_sort(spec, 5, device));
   spec.top_k = 33;
   EXPECT_FALSE(cuda::can_route_and_sort(spec, 1, device));
   spec = {.num_experts = 1025, .top_k = 8};
