@@ -51,6 +51,7 @@ __global__ void __launch_bounds__(Traits::kThreads, 1)
         make_fp8_table(static_cast<int>(threadIdx.x));
   }
   __syncthreads();
+  wait_for_previous_kernel();
   const GroupedTileScheduler scheduler{p.sorted.num_valid[0] / Traits::kTileRows,
                                        ceil_div(p.num_row_blocks, Traits::kConsumers)};
   // 64 K registers: three consumers of 160 and a producer of 32.
@@ -68,7 +69,8 @@ void launch_fp4_prefill(const Fp4PrefillParams& params, int num_blocks, Stream s
   launch(sm90_fp4_prefill_kernel<Traits>,
          {.grid = static_cast<unsigned>(num_blocks),
           .block = Traits::kThreads,
-          .shared_bytes = Traits::kSharedBytes},
+          .shared_bytes = Traits::kSharedBytes,
+          .overlap_previous = true},
          static_cast<cudaStream_t>(stream.handle), params);
 }
 
