@@ -24,9 +24,14 @@ def cpu_bench():
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for record in records:
+        weights = record["spec"]["weight_format"]
+        if record["spec"]["activation_format"] != "auto":
+            weights += f" x {record['spec']['activation_format']}"
+        if record["device"] != records[0]["device"]:  # a forced instruction set
+            weights += ", " + record["device"].removeprefix("x86-64 ").split(",")[0]
         for row in record["results"]:
             lines.append(
-                f"| {record['title']} | {record['spec']['weight_format']} | {row['tokens']} | "
+                f"| {record['title']} | {weights} | {row['tokens']} | "
                 f"{row['distinct_experts']:.0f} | {row['median_us']:.0f} | {row['gbps']:.1f} | {row['gflops']:.0f} | "
                 f"{row['limit_us']:.0f} | {100 * row['share']:.0f} % | {row['bound']} |")
     return "\n".join(lines)
