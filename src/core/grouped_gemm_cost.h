@@ -35,7 +35,7 @@ inline GroupedGemmWork grouped_gemm_work(int64_t num_experts, int64_t top_k, int
 
 namespace gemm_cost {
 
-// H200, fitted to 266 pairs of measured times (bench_prefill: four models, every operand kind and
+// H200, fitted to 260 pairs of measured times (bench_prefill: four models, every operand kind and
 // tile, T = 64 .. 16384): 11 % rms, and the tiles it chooses cost 1.010 times the best on average,
 // 1.087 at worst.
 inline constexpr double kStartClocks = 1000;       ///< of a tile

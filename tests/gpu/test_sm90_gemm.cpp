@@ -314,6 +314,47 @@ class OneGemm {
   cuda::DeviceBuffer table_;
 };
 
+/// A token's output does not depend on how many others there are, which decides the tiles.
+TEST(GpuSm90Gemm, BatchesDoNotChangeBits) {
+  const Operands& operands = kOperands[1];
+  LayerSpec spec = spec_of(operands, 16, 8, 7168, 128);
+  const Experts experts(spec, operands, false);
+  constexpr int64_t kTokens = 1024, kCount = 1000;
+  Random random(5);
+  const Buffer hidden = Buffer::normal(random, DataType::kBf16, {kTokens, spec.hidden_size});
+  const Buffer ids = test::random_topk_ids(random, kTokens, spec.top_k, spec.num_experts);
+  const Buffer weights = test::random_topk_weights(random, kTokens, spec.top_k);
+  const Buffer addend = Buffer::normal(random, DataType::kF32, {kTokens, spec.hidden_size});
+  const Buffer count = Buffer::of(DataType::kI32, {1}, {kCount});
+  const auto run = [&](int64_t begin, int64_t end, Buffer& output, const Buffer* num_tokens) {
+    const auto part = [&](const Buffer& b) {
+      TensorView view = b.view();
+      view.data = view.as<char>() + begin * view.stride(0) * element_bytes(view.type);
+      view.shape[0] = end - begin;
+      return view;
+    };
+    RunExpertsArgs args{.hidden_states = part(hidden),
+                        .topk_ids = part(ids),
+                        .topk_weights = part(weights),
+                        .output = output};
+    args.addend = part(addend);
+    if (num_tokens != nullptr) args.num_tokens = *num_tokens;
+    return run_on_gpu(*experts.tuned, args, spec.top_k);
+  };
+  Buffer whole(DataType::kBf16, {kTokens, spec.hidden_size});
+  const Buffer got = run(0, kTokens, whole, &count);
+  EXPECT_TRUE(got.untouched(kCount * spec.hidden_size, got.size()));
+  constexpr int64_t kPart = 250;
+  for (int64_t begin = 0; begin < kCount; begin += kPart) {
+    Buffer output(DataType::kBf16, {kPart, spec.hidden_size});
+    const Buffer want = run(begin, begin + kPart, output, nullptr);
+    EXPECT_EQ(std::memcmp(want.as<char>(), got.as<char>() + begin * spec.hidden_size * 2,
+                          static_cast<size_t>(kPart * spec.hidden_size * 2)),
+              0)
+        << "tokens from " << begin;
+  }
+}
+
 TEST(GpuSm90Gemm, TilesDoNotChangeBits) {
   using cuda::sm90::RowSource;
   for (const Operands& operands : kOperands) {
