@@ -37,7 +37,7 @@ record() { python3 "$here/scripts/gpu_record.py" "$log" "$out" "$commit"; }
 export SWITCHYARD_FIXTURES=$here/fixtures
 # Most of a test's time is its double-precision reference on the CPU: as many at once as cores allow.
 status=0
-shards=$(($(nproc) > 8 ? 8 : $(nproc)))
+shards=$(($(nproc) > 16 ? 16 : $(nproc)))
 for ((i = 0; i < shards; i++)); do
   GTEST_TOTAL_SHARDS=$shards GTEST_SHARD_INDEX=$i "$tests" --gtest_output="json:$log/tests.$i.json" \
     >"$log/tests.$i.log" 2>&1 &
@@ -64,6 +64,7 @@ deepseek-r1-tp8,gpt-oss-120b,deepseek-r1-ep8 mxfp4 fp8_per_token
 deepseek-r1-tp8,deepseek-r1-ep8 fp8_e4m3 fp8_block128
 qwen3-30b-a3b,deepseek-r1-ep8 bf16 none
 deepseek-r1-ep8 int8 int8_per_token
+kimi-k2-thinking-tp8 int4 none
 RUNS
 if python3 -c 'import torch' 2>/dev/null; then
   python3 "$here/scripts/gpu_peers.py" "$log/peers.json"
