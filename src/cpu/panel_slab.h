@@ -7,15 +7,13 @@
 namespace switchyard::cpu {
 namespace {
 
-/// Where lines are prefetched to. Values that multiply as they are stored are gone as fast as
-/// memory delivers: into L1, else the prefetches only slow the hardware's own (one core of Zen 4,
-/// where a plain read reaches 33 GB/s: bf16 30 GB/s, int8 22; into L2: 23 and 20). Where decoding
-/// takes longer, L2, since prefetches into L1 hold one of its few miss buffers each (MXFP4 20, FP8
-/// 20; into L1 17 and 19; none 16 and 14).
-constexpr bool prefetches_into_l1(PanelValues values) {
-  return !has_scales(values) || values == PanelValues::kInt8;
-}
-/// How far ahead of their use. int8: what is widened to words at a time (kWordBlocks).
+/// Where lines are prefetched to. bf16, f16 and f32 multiply as they are stored and are gone as
+/// fast as memory delivers: into L1, else the prefetches only slow the hardware's own (one core of
+/// Zen 4, where a plain read reaches 33 GB/s: bf16 30 GB/s; into L2 23). The others stay in L2,
+/// since prefetches into L1 hold one of its few miss buffers each and push out the rows (MXFP4 20,
+/// FP8 20; into L1 17 and 19; none 16 and 14).
+constexpr bool prefetches_into_l1(PanelValues values) { return !has_scales(values); }
+/// How far ahead of their use.
 constexpr int64_t prefetch_bytes(PanelValues values) { return has_scales(values) ? 8192 : 4096; }
 
 /// A number as a type.
