@@ -202,10 +202,39 @@ def gpu_fixtures():
     return f"{origin}\n\n" + table_of(["fixture", "f32", "bf16", "bf16, the layer's own activations"], lines)
 
 
+def gpu_prefill():
+    """How well the cost model chooses among the compiled tiles, per kind of operands."""
+    record, origin = gpu_record("prefill.json")
+    if record is None:
+        return origin
+    cases = {}
+    for row in record["results"]:
+        for gemm in ("gate_up", "down"):
+            cases.setdefault((row["operands"], row["model"], row["tokens"], gemm), []).append(
+                (row[f"{gemm}_us"], row[f"{gemm}_predicted_us"], row[f"{gemm}_chosen"], f"{row['block_m']} x {row['block_n']}"))
+    lines = [f"{origin} {len({key[1] for key in cases})} models, T = 1 to 16384.", "",
+             "| operands | GEMMs | chosen / best tile: mean | above 1.15 | worst | predicted / measured, middle 90 % |",
+             "|---|---|---|---|---|---|"]
+    for operands in sorted({key[0] for key in cases}):
+        losses, fits = [], []
+        for key, tiles in cases.items():
+            chosen = [tile for tile in tiles if tile[2]]
+            if key[0] != operands or not chosen:
+                continue
+            losses.append((chosen[0][0] / min(tile[0] for tile in tiles), key, chosen[0][3]))
+            fits.append(chosen[0][1] / chosen[0][0])
+        fits.sort()
+        worst, key, tile = max(losses)
+        lines.append(f"| {operands} | {len(losses)} | {sum(loss for loss, _, _ in losses) / len(losses):.3f} | "
+                     f"{sum(loss > 1.15 for loss, _, _ in losses)} | {worst:.2f} ({key[1]}, T = {key[2]}, {key[3]}, {tile}) | "
+                     f"{fits[len(fits) // 20]:.2f} to {fits[-1 - len(fits) // 20]:.2f} |")
+    return "\n".join(lines)
+
+
 TABLES = {
     "README.md": {"cpu-bench": cpu_bench, "cpu-ggml": cpu_ggml, "gpu-layers": gpu_layers, "gpu-steps": gpu_steps},
     "docs/measured.md": {"sort-peers": sort_peers, "gpu-routing": gpu_routing, "gpu-route-sort": gpu_route_sort,
-                         "gpu-quantisation": gpu_quantisation, "gpu-combine": gpu_combine, "gpu-tests": gpu_tests,
+                         "gpu-quantisation": gpu_quantisation, "gpu-combine": gpu_combine, "gpu-prefill": gpu_prefill, "gpu-tests": gpu_tests,
                          "gpu-fixtures": gpu_fixtures},
 }
 
