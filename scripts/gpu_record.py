@@ -23,7 +23,7 @@ def main():
               "machine": machine()}
 
     def write(name, record):
-        (out / name).write_text(json.dumps({**origin, **record}, indent=1) + "\n")
+        (out / name).write_text(json.dumps({**record, **origin}, indent=1) + "\n")
 
     shards = [json.loads(path.read_text()) for path in sorted(log.glob("tests.*.json"))]
     suites = {}
