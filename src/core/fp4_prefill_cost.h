@@ -19,14 +19,13 @@ struct Fp4PrefillWork {
 
 namespace fp4_prefill_cost {
 
-// H200: whole layers of R1 EP8, R1 TP8 and gpt-oss-120b at T = 8 .. 128 (tiles of 32 rows), and
-// clocks of a stage (128 bytes of K) at 64, 96 and 128 rows: E4M3 846, 968, 1079; bf16 1516 and
-// 1830 at 96 and 128.
+// H200, clocks of a stage (128 bytes of K). E4M3 at 64, 96 and 128 rows: 846, 968, 1079. bf16 at
+// 32, 64, 96 and 128 rows, from gpt-oss-120b at T = 1024 (32 and 64) and 8192: 655, 816, 908, 1091.
 inline constexpr double kClock = 1.755e9;
 inline constexpr double kTileClocks = 1250;
 /// Multiplying takes time per row; converting, which three warpgroups hide only in part, once.
 inline double stage_clocks(FragmentOrder order, double rows) {
-  return order == FragmentOrder::kFp8 ? 3.64 * (rows + 168) : 12.6 * (rows + 18);
+  return order == FragmentOrder::kFp8 ? 3.64 * (rows + 168) : 4.6 * (rows + 107);
 }
 
 }  // namespace fp4_prefill_cost

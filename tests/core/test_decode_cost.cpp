@@ -107,7 +107,9 @@ TEST(Fp4PrefillCost, FollowsTheMeasuredLayers) {
     int tile_rows;
     double us;  // us: less 74 (bf16: 60) of the steps around
   };
-  const Measured measured[] = {{kR1Ep8, 64, FragmentOrder::kFp8, 32, 192},
+  const Measured measured[] = {{kGptOss, 1024, FragmentOrder::kBf16, 32, 1087},
+                               {kGptOss, 1024, FragmentOrder::kBf16, 64, 923},
+                               {kR1Ep8, 64, FragmentOrder::kFp8, 32, 192},
                                {kR1Tp8, 64, FragmentOrder::kFp8, 32, 215},
                                {kGptOss, 64, FragmentOrder::kFp8, 32, 384},
                                {kR1Ep8, 64, FragmentOrder::kBf16, 32, 332},
