@@ -23,7 +23,10 @@ def main():
               "machine": machine()}
 
     def write(name, record):
-        (out / name).write_text(json.dumps({**record, **origin}, indent=1) + "\n")
+        rows = record.get("results", [])  # one a line: thousands of them stay readable
+        text = json.dumps({**record, **origin, **({"results": []} if rows else {})}, indent=1)
+        lines = ",\n".join("  " + json.dumps(row) for row in rows)
+        (out / name).write_text(text.replace('"results": []', f'"results": [\n{lines}\n ]') + "\n")
 
     shards = [json.loads(path.read_text()) for path in sorted(log.glob("tests.*.json"))]
     suites = {}
