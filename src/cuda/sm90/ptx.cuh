@@ -43,12 +43,6 @@ __device__ __forceinline__ void barrier_expect(uint64_t* barrier, uint32_t bytes
                : "memory");
 }
 
-// ---- clusters of thread blocks
-__device__ __forceinline__ uint32_t cluster_rank() {
-  uint32_t rank;
-  asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
-  return rank;
-}
 /// Shared memory of a cluster's block `rank`, where this block's own is at `p`.
 __device__ __forceinline__ uint32_t shared_address_in(const void* p, uint32_t rank) {
   uint32_t address;
@@ -93,11 +87,6 @@ __device__ __forceinline__ void bulk_load(void* to, const void* from, uint32_t b
       "l"(from), "r"(bytes), "r"(shared_address(barrier)), "l"(policy)
       : "memory");
 }
-__device__ __forceinline__ void bulk_store(void* to, const void* from, uint32_t bytes) {
-  asm volatile("cp.async.bulk.global.shared::cta.bulk_group [%0], [%1], %2;" ::"l"(to),
-               "r"(shared_address(from)), "r"(bytes)
-               : "memory");
-}
 /// Box at column x, row y of a 2-D tensor map.
 __device__ __forceinline__ void tensor_load(void* to, const CUtensorMap* map, int x, int y,
                                             uint64_t* barrier) {
@@ -123,27 +112,8 @@ __device__ __forceinline__ void tensor_load(void* to, const CUtensorMap* map, in
       "l"(map), "r"(shared_address(barrier)), "r"(x), "r"(y), "r"(z), "l"(policy)
       : "memory");
 }
-__device__ __forceinline__ void tensor_store(const CUtensorMap* map, int x, int y,
-                                             const void* from) {
-  asm volatile(
-      "cp.async.bulk.tensor.2d.global.shared::cta.bulk_group [%0, {%2, %3}], [%1];" ::"l"(map),
-      "r"(shared_address(from)), "r"(x), "r"(y)
-      : "memory");
-}
 __device__ __forceinline__ void prefetch_map(const CUtensorMap* map) {
   asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory");
-}
-__device__ __forceinline__ void bulk_commit() {
-  asm volatile("cp.async.bulk.commit_group;" ::: "memory");
-}
-/// At most kPending groups of this thread's stores may still read shared memory.
-template <int kPending>
-__device__ __forceinline__ void bulk_wait_read() {
-  asm volatile("cp.async.bulk.wait_group.read %0;" ::"n"(kPending) : "memory");
-}
-template <int kPending>
-__device__ __forceinline__ void bulk_wait() {
-  asm volatile("cp.async.bulk.wait_group %0;" ::"n"(kPending) : "memory");
 }
 /// Ordinary shared-memory stores before, copy engine or wgmma reads after.
 __device__ __forceinline__ void fence_async_shared() {
@@ -221,14 +191,6 @@ __device__ __forceinline__ void named_barrier(int id, int threads) {
 }
 
 // ---- hand-off between SMs
-__device__ __forceinline__ void release_store(uint32_t* to, uint32_t value) {
-  asm volatile("st.release.gpu.global.u32 [%0], %1;" ::"l"(to), "r"(value) : "memory");
-}
-__device__ __forceinline__ uint32_t acquire_load(const uint32_t* from) {
-  uint32_t value;
-  asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(value) : "l"(from) : "memory");
-  return value;
-}
 __device__ __forceinline__ uint32_t acquire_release_add(uint32_t* to, uint32_t value) {
   uint32_t old;
   asm volatile("atom.acq_rel.gpu.global.add.u32 %0, [%1], %2;"
