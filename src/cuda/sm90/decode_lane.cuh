@@ -1,0 +1,109 @@
+#pragma once
+// What the threads of one lane of a decode kernel (decode_kernel.cuh) share: parameters, places in
+// shared memory, the walk over the lane's units.
+
+#include "core/expert_sort.h"
+#include "cuda/sm90/decode_args.h"
+#include "cuda/sm90/ptx.cuh"
+#include "cuda/sm90/wgmma.cuh"
+
+namespace switchyard::cuda::sm90 {
+
+template <MmaType kType>
+struct SumWord {
+  using Type = float;
+};
+template <>
+struct SumWord<MmaType::kS8> {
+  using Type = int32_t;
+};
+/// What the matrix instruction accumulates in.
+template <class Operand>
+using Word = typename SumWord<Operand::kMma>::Type;
+
+/// One slot of a ring as multiply() sees it.
+struct Step {
+  const char* weights;  ///< 1024-byte aligned
+  uint32_t tokens;      ///< shared address of kTokenBlocks blocks [unit_size][128 bytes], swizzled
+  uint32_t token_block_bytes;
+  /// kBlockScales: [block of 128 columns][unit_size tokens, then gate row, up row]
+  const float* scales;
+  int unit_size;
+  int k_step;
+
+  __device__ uint64_t token_descriptor(int block) const {
+    return swizzled_128_descriptor(tokens + static_cast<uint32_t>(block) * token_block_bytes);
+  }
+};
+
+template <class Operand>
+struct DecodeParams {
+  typename Operand::Args weights;
+  DecodeArgs args;
+  DecodeShared shared;
+  int32_t lanes;                   ///< of a CTA
+  int32_t row_blocks, num_chunks;  ///< as DecodeSchedule has them
+};
+
+inline constexpr int kWarpgroup = 128;
+
+template <class Operand>
+constexpr int scales_per_step(int unit_size) {
+  return Operand::kBlockScales ? Operand::kTokenBlocks * (unit_size + 2) : 0;
+}
+
+/// A row of the current block, as the epilogue needs it.
+struct alignas(kDecodeRowBytes) DecodeRow {
+  int32_t pair;
+  float weight, scale;
+};
+
+/// Places of one lane in shared memory.
+struct LaneMemory {
+  char* ring;
+  float* scales;
+  float* factors;  ///< by row block: scales of its rows, then biases
+  DecodeRow* table;
+  int32_t* notes;
+  uint64_t* full;
+  uint64_t* empty;
+
+  __device__ LaneMemory(char* memory, const DecodeShared& s, int lane, int unit_size)
+      : ring(memory + lane * s.slots * s.slot_bytes),
+        scales(reinterpret_cast<float*>(memory + s.scales + lane * s.slots * s.scale_bytes)),
+        factors(reinterpret_cast<float*>(memory + s.factors +
+                                         lane * s.factor_blocks * kDecodeFactorBytes)),
+        table(reinterpret_cast<DecodeRow*>(memory + s.tables + lane * s.table_bytes)),
+        notes(reinterpret_cast<int32_t*>(table + unit_size)),
+        full(reinterpret_cast<uint64_t*>(memory + s.barriers) + lane * s.slots * 2),
+        empty(full + s.slots) {}
+};
+
+template <class Operand>
+__device__ DecodeSchedule schedule_of(const DecodeParams<Operand>& p) {
+  const int32_t unit_bits = __ffs(p.args.unit_size) - 1;
+  return {p.args.num_valid_ids[0] >> unit_bits, p.row_blocks, p.num_chunks,
+          static_cast<int32_t>(gridDim.x) * p.lanes, static_cast<int32_t>(gridDim.x)};
+}
+/// The walk of this CTA's lane; reads the lists.
+template <class Operand>
+__device__ DecodeWalk walk_of(const DecodeParams<Operand>& p, int lane) {
+  const DecodeSchedule schedule = schedule_of(p);
+  return {schedule, p.args.steps, schedule.lane_at(static_cast<int32_t>(blockIdx.x), lane),
+          p.shared.slots};
+}
+
+/// Row of the input that holds the tokens of a sorted row, -1 for padding.
+__device__ inline int32_t token_row(const DecodeArgs& a, int32_t packed) {
+  const int32_t token = packed_token(packed);
+  if (token >= a.num_tokens) return -1;
+  return a.tokens_per_pair ? token * a.top_k + packed_slot(packed) : token;
+}
+
+/// A scale for each weight row, or null.
+template <class Operand>
+__device__ const float* per_row_scales(const DecodeArgs& a) {
+  return Operand::kBlockScales ? nullptr : a.row_scales;
+}
+
+}  // namespace switchyard::cuda::sm90
