@@ -55,26 +55,25 @@ int64_t stored_bytes_of_shared(const Weights& weights) {
 }
 
 Peak arithmetic_peak(const LayerSpec& spec, const MachineLimits& limits) {
-  const Format format = spec.weight_format;
-  const ActivationFormat activations = spec.activation_format;
-  const Peak float_peak = limits.bf16_gflops > limits.f32_gflops ? Peak{limits.bf16_gflops, "bf16"}
-                                                                 : Peak{limits.f32_gflops, "f32"};
-  if (format == Format::kF32) return {limits.f32_gflops, "f32"};
-  if (element_bits(format) >= 16 || activations == ActivationFormat::kNone) return float_peak;
-  const bool automatic = activations == ActivationFormat::kAuto;
-  const bool int8_weights = format == Format::kInt8;
-  const bool int4_or_fp4_weights = element_bits(format) == 4;
-  const bool int8_activations = activations == ActivationFormat::kInt8Block32 ||
-                                activations == ActivationFormat::kInt8PerToken ||
-                                activations == ActivationFormat::kInt8PerSlot;
-  if (limits.backend == BackendKind::kCuda) {  // where auto rounds no activations of 4-bit weights
-    if (automatic && int4_or_fp4_weights) return float_peak;
-    return int8_activations || (automatic && int8_weights) ? Peak{limits.int8_gops, "int8"}
-                                                           : Peak{limits.fp8_gflops, "fp8"};
+  if (spec.weight_format == Format::kF32) return {limits.f32_gflops, "f32"};
+  switch (activations_on(limits.backend, spec)) {
+    case ActivationFormat::kInt8Block32:
+    case ActivationFormat::kInt8PerToken:
+    case ActivationFormat::kInt8PerSlot:
+      // Codes meet only codes in the dot product: bf16 and FP8 weights are decoded to floats.
+      if (element_bits(spec.weight_format) == 4 || spec.weight_format == Format::kInt8) {
+        return {limits.int8_gops, "int8"};
+      }
+      break;
+    case ActivationFormat::kAuto:
+    case ActivationFormat::kNone: break;
+    default:
+      if (limits.backend == BackendKind::kCuda && element_bits(spec.weight_format) <= 8) {
+        return {limits.fp8_gflops, "fp8"};
+      }
   }
-  // The CPU has no fp8 arithmetic: it decodes fp8 to f32, and 4-bit weights to int8.
-  const bool integers = int4_or_fp4_weights || int8_weights;
-  return integers && (automatic || int8_activations) ? Peak{limits.int8_gops, "int8"} : float_peak;
+  return limits.bf16_gflops > limits.f32_gflops ? Peak{limits.bf16_gflops, "bf16"}
+                                                : Peak{limits.f32_gflops, "f32"};
 }
 
 Floor time_floor(double bytes, double flops, const LayerSpec& spec, const MachineLimits& limits) {

@@ -6,9 +6,13 @@
 #include <vector>
 
 #include "switchyard/export.h"
+#include "switchyard/layer_spec.h"
 #include "switchyard/tensor.h"
 
 namespace switchyard {
+
+/// How `backend` stores the layer's activations: what the spec names, or what kAuto means there.
+SWITCHYARD_EXPORT ActivationFormat activations_on(BackendKind backend, const LayerSpec& spec);
 
 /// One step of a plan.
 struct PlanStep {

@@ -7,7 +7,6 @@
 #include "core/scale_layout.h"
 #include "cuda/combine.h"
 #include "cuda/reachable.h"
-#include "cuda/sm90/fp4_experts.h"
 
 namespace switchyard::cuda {
 namespace {
@@ -66,7 +65,7 @@ CudaExperts::CudaExperts(const LayerSpec& spec, const ExpertSource& source,
     const bool gated = spec.activation.gated();
     if (e == 0) {
       const bool has_bias = !w.up_bias.empty() || !w.gate_bias.empty();
-      const FragmentOrder order = sm90::fragment_order(activations_, w.up, w.down, device_);
+      const FragmentOrder order = fragment_order(activations_, w.up, w.down, device_);
       gate_up_ = PackedMatrices(w.up, gated ? 2 : 1, has_bias, source.num_experts, order);
       down_ = PackedMatrices(w.down, 1, !w.down_bias.empty(), source.num_experts, order);
     }

@@ -8,6 +8,7 @@
 
 #include "core/number_formats.h"
 #include "core/scale_layout.h"
+#include "cuda/check.h"
 
 namespace switchyard::cuda {
 namespace {
@@ -90,8 +91,7 @@ void require_like_example(bool holds, int64_t expert, const char* what) {
                   expert, what));
 }
 
-}  // namespace
-
+/// Whether matrices stored like `example` can be kept in fragment order.
 bool has_fragment_order(const WeightMatrix& example) {
   const ScaleBlock block = example.scale_block;
   if (block.rows != 1 || example.scales.empty()) return false;
@@ -102,6 +102,27 @@ bool has_fragment_order(const WeightMatrix& example) {
       return example.scales.type == DataType::kBf16 && example.zero_points.empty() &&
              example.group_index.empty() && (block.cols == 32 || block.cols % kFragmentCols == 0);
     default: return false;
+  }
+}
+
+}  // namespace
+
+FragmentOrder fragment_order(ActivationFormat activations, const WeightMatrix& up,
+                             const WeightMatrix& down, int device) {
+  if (device_facts(device).capability != 90) return FragmentOrder::kRowMajor;
+  if (!has_fragment_order(up) || !has_fragment_order(down)) return FragmentOrder::kRowMajor;
+  if (up.format != Format::kMxfp4) {  // INT4, NVFP4: only bf16 keeps their scales exact
+    const bool plain = activations == ActivationFormat::kNone;
+    return plain ? FragmentOrder::kBf16 : FragmentOrder::kRowMajor;
+  }
+  switch (activations) {
+    case ActivationFormat::kNone: return FragmentOrder::kBf16;
+    case ActivationFormat::kFp8PerTensor:
+    case ActivationFormat::kFp8PerToken:
+    case ActivationFormat::kFp8Block128:
+    case ActivationFormat::kMxfp8:
+    case ActivationFormat::kMxfp4: return FragmentOrder::kFp8;
+    default: return FragmentOrder::kRowMajor;
   }
 }
 

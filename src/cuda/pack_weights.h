@@ -12,8 +12,11 @@
 
 namespace switchyard::cuda {
 
-/// Whether matrices stored like `example` can be kept in fragment order.
-bool has_fragment_order(const WeightMatrix& example);
+/// The order in which Hopper's kernels want the 4-bit weights of a layer whose first expert has
+/// these matrices; kRowMajor when they cannot take them. MXFP4 becomes exact E4M3 where activations
+/// are FP8 numbers, exact bf16 where they are not.
+FragmentOrder fragment_order(ActivationFormat activations, const WeightMatrix& up,
+                             const WeightMatrix& down, int device);
 
 /// One matrix (or a gate/up pair, rows alternating) per expert.
 class PackedMatrices {
@@ -21,7 +24,7 @@ class PackedMatrices {
   PackedMatrices() = default;
   /// Allocates for num_experts matrices shaped and stored like `example` (halves: 2 when the first
   /// is a gate). Everything that only some matrices may have is decided by the example. An order
-  /// other than kRowMajor needs has_fragment_order(example).
+  /// other than kRowMajor is fragment_order()'s answer.
   PackedMatrices(const WeightMatrix& example, int32_t halves, bool has_bias, int64_t num_experts,
                  FragmentOrder order = FragmentOrder::kRowMajor);
 

@@ -6,6 +6,8 @@
 
 #include <algorithm>
 
+#include "core/activation_format.h"
+
 namespace switchyard {
 namespace {
 
@@ -27,6 +29,10 @@ std::string flops_text(double flops) {
 std::string us_text(double us) { return us > 0 ? fmt::format("{:.1f}", us) : "-"; }
 
 }  // namespace
+
+ActivationFormat activations_on(BackendKind backend, const LayerSpec& spec) {
+  return resolved_activation_format(spec, backend);
+}
 
 double Plan::predicted_us() const {
   double sum = 0;

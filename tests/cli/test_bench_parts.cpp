@@ -199,6 +199,30 @@ TEST(LayerCost, FloorIsTheLongerOfMemoryAndArithmetic) {
   EXPECT_DOUBLE_EQ(time_floor(0, 1e9, spec, limits).us, 1e4);  // f32
 }
 
+TEST(LayerCost, PeakIsOfTheOperandsThatTheBackendMultiplies) {
+  MachineLimits limits{.backend = BackendKind::kCuda};
+  limits.f32_gflops = 1;
+  limits.bf16_gflops = 2;
+  limits.int8_gops = 4;
+  limits.fp8_gflops = 5;
+  const auto peak = [&](Format weights, ScaleBlock block, ActivationFormat activations) {
+    const LayerSpec spec{
+        .weight_format = weights, .weight_scale_block = block, .activation_format = activations};
+    return std::string(arithmetic_peak(spec, limits).name);
+  };
+  constexpr auto kAuto = ActivationFormat::kAuto;
+  EXPECT_EQ(peak(Format::kFp8E4m3, {128, 128}, kAuto), "fp8");
+  EXPECT_EQ(peak(Format::kFp8E4m3, {1, 32}, kAuto), "bf16");  // no rate for such scales
+  EXPECT_EQ(peak(Format::kInt8, {1, 0}, kAuto), "int8");
+  EXPECT_EQ(peak(Format::kMxfp4, {1, 32}, kAuto), "bf16");
+  EXPECT_EQ(peak(Format::kMxfp4, {1, 32}, ActivationFormat::kMxfp4), "fp8");
+  EXPECT_EQ(peak(Format::kInt4, {1, 32}, ActivationFormat::kInt8PerToken), "int8");
+  EXPECT_EQ(peak(Format::kBf16, {}, ActivationFormat::kFp8PerToken), "bf16");
+  limits.backend = BackendKind::kCpu;
+  EXPECT_EQ(peak(Format::kFp8E4m3, {128, 128}, ActivationFormat::kFp8Block128), "bf16");
+  EXPECT_EQ(peak(Format::kMxfp4, {1, 32}, kAuto), "int8");
+}
+
 TEST(TensorParallel, CutsAtScaleBlocks) {
   LayerSpec spec{.intermediate_size = 1536};
   const auto split = [&spec](Format format, ScaleBlock block, int64_t ranks) {

@@ -10,7 +10,6 @@
 #include "core/math.h"
 #include "cuda/sm90/decode_experts.h"
 #include "cuda/sm90/decode_launchers.h"
-#include "cuda/sm90/fp4_experts.h"
 #include "gpu/device_tensor.h"
 #include "support/compare.h"
 #include "support/random.h"
@@ -33,7 +32,7 @@ Packed pack(const LayerSpec& spec, const test::RandomWeights& weights) {
   const bool gated = spec.activation.gated();
   const ExpertWeights& example = weights.expert(0);
   const FragmentOrder order =
-      cuda::sm90::fragment_order(spec.activation_format, example.up, example.down, 0);
+      cuda::fragment_order(spec.activation_format, example.up, example.down, 0);
   Packed packed;
   for (int64_t e = 0; e < spec.num_experts; ++e) {
     const ExpertWeights& w = weights.expert(e);
