@@ -123,7 +123,7 @@ template <class Isa, class Products, bool kScaled, int kVecs, int kRows>
 #pragma GCC unroll 16
       for (int r = 0; r < kRows; ++r) acc[r][v] = Isa::fma(chain[r][v], scale, acc[r][v]);
     }
-    scales += kPanelRows;
+    scales += slab.scale_step;
   };
   F chain[kRows][kVecs];
   for (int b = 0; b < slab.num_blocks; ++b) {

@@ -86,6 +86,7 @@ template <class Isa, PanelValues kValues, IntBytes kBytes, bool kHalf, bool kZer
   };
   load_sums(fresh);
   if (kInMemory) store_sums();
+  const float* slab_scales = slab.scales;
   for (int b = 0; b < slab.num_blocks; ++b) {
     const uint8_t* block = Block::address(slab.values, first_vec, 0) + b * Block::kBlockBytes;
     const auto prefetch = Prefetch<kValues>::of(slab, b, first_vec == 0);
@@ -128,9 +129,9 @@ template <class Isa, PanelValues kValues, IntBytes kBytes, bool kHalf, bool kZer
       F scales[kVecs];
 #pragma GCC unroll 4
       for (int v = 0; v < kVecs; ++v) {
-        scales[v] = Isa::load(slab.scales + (b * kParts + part) * kPanelRows +
-                              (first_vec + v) * Isa::kLanes);
+        scales[v] = Isa::load(slab_scales + (first_vec + v) * Isa::kLanes);
       }
+      slab_scales += slab.scale_step;
 #pragma GCC unroll 16
       for (int r = 0; r < kRows; ++r) {
         const F row_scale = Isa::set(rows[r].scales[b]);
@@ -265,13 +266,15 @@ static void tile_register_rows(const MultiplyJob& job, const Slab& slab, bool fr
         const auto row_scale = Isa::set(scales[block]);
         for (int v = 0; v < kPanelRows / Isa::kLanes; ++v) {
           auto correction = Isa::set_int(corrections[block]);
-          const int at = b * kPanelRows + v * Isa::kLanes;
-          if (kZeros) correction = Isa::times_zeros(Isa::load_int(slab.zeros + at), correction);
+          if (kZeros) {
+            const int32_t* zeros = slab.zeros + b * kPanelRows + v * Isa::kLanes;
+            correction = Isa::times_zeros(Isa::load_int(zeros), correction);
+          }
+          const auto scale = Isa::load(slab.scales + b * slab.scale_step + v * Isa::kLanes);
           const auto sum = Isa::add_int(Isa::load_int(sums[v][r]), correction);
           float* out = job.out + int64_t{begin + r} * kPanelRows + v * Isa::kLanes;
-          Isa::store(out,
-                     Isa::fma(Isa::to_float(sum), Isa::mul(Isa::load(slab.scales + at), row_scale),
-                              fresh && b == 0 ? Isa::zero() : Isa::load(out)));
+          Isa::store(out, Isa::fma(Isa::to_float(sum), Isa::mul(scale, row_scale),
+                                   fresh && b == 0 ? Isa::zero() : Isa::load(out)));
         }
       }
     }

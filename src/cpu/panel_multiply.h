@@ -22,15 +22,17 @@ constexpr float scale_factor(PanelValues values, bool integer) {
 
 static void aim_prefetch(const MultiplyJob& job, Slab& slab) {
   const PanelLayout& layout = *job.layout;
-  const int64_t start =
-      int64_t{slab.first_block} * layout.block_bytes + prefetch_bytes(layout.values);
+  const int64_t start = int64_t{slab.first_block} * layout.block_bytes +
+                        prefetch_bytes(layout.values, job.row_layout->integer());
   const int64_t left = layout.panel_bytes - layout.values_offset - start;
   const uint8_t* next = job.next == nullptr ? job.panel : job.next;
   slab.ahead = job.panel + layout.values_offset + start;
   slab.beyond = next + start - (layout.panel_bytes - layout.values_offset) + layout.values_offset;
   slab.switch_at = left <= 0 ? 0 : static_cast<int>(left / layout.block_bytes);
-  const int64_t lines = layout.values_offset / kLineBytes;
-  slab.header_lines = static_cast<int>((lines + layout.num_blocks - 1) / layout.num_blocks);
+  const auto lines = static_cast<int>(layout.values_offset / kLineBytes);
+  slab.header_lines = (lines + layout.num_blocks - 1) / layout.num_blocks;
+  slab.header_blocks = lines == 0 ? 0 : (lines + slab.header_lines - 1) / slab.header_lines;
+  slab.header_blocks -= slab.first_block;
   slab.header = next + int64_t{slab.first_block} * slab.header_lines * kLineBytes;
 }
 
@@ -42,6 +44,7 @@ static void multiply(const MultiplyJob& job) {
   Slab slab;
   slab.half_scales = layout.scale_cols < kBlockCols;
   slab.scales = job.scratch->scales;
+  slab.scale_step = layout.num_scales > 1 ? kPanelRows : 0;
   slab.zeros = job.scratch->zeros;
   for (int first = 0; first < layout.num_blocks; first += kSlabBlocks) {
     slab.first_block = first;
@@ -50,7 +53,10 @@ static void multiply(const MultiplyJob& job) {
     slab.values = job.panel + layout.values_offset + int64_t{first} * layout.block_bytes;
     aim_prefetch(job, slab);
     if (has_scales(layout.values)) {
-      expand_scales<Isa>(layout, job.panel, first, slab.num_blocks, factor, job.scratch->scales);
+      if (slab.scale_step != 0 || first == 0) {
+        const int count = slab.scale_step == 0 ? 1 : slab.num_blocks;
+        expand_scales<Isa>(layout, job.panel, first, count, factor, job.scratch->scales);
+      }
       if (layout.zero_points || (!integer && has_zeros(layout.values))) {
         expand_zeros<Isa>(layout, job.panel, first, slab.num_blocks,
                           layout.values == PanelValues::kInt8 ? 128 : 8, integer,

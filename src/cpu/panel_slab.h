@@ -7,14 +7,24 @@
 namespace switchyard::cpu {
 namespace {
 
-/// Where lines are prefetched to. bf16, f16 and f32 multiply as they are stored and are gone as
-/// fast as memory delivers: into L1, else the prefetches only slow the hardware's own (one core of
-/// Zen 4, where a plain read reaches 33 GB/s: bf16 30 GB/s; into L2 23). The others stay in L2,
-/// since prefetches into L1 hold one of its few miss buffers each and push out the rows (MXFP4 20,
-/// FP8 20; into L1 17 and 19; none 16 and 14).
+/// Where lines are prefetched to, and how far ahead. Formats that multiply about as fast as memory
+/// delivers leave most of the work to the hardware's prefetcher, and distant prefetches lead it
+/// astray; slow decoders see too few lines ahead without them (one core of Zen 4 that reads 34 GB/s
+/// plainly, prefetched 2, 3, 4, 5, 8 KiB ahead into L2, and not at all: int8 31.8 31.7 31.1 29.3
+/// 20.0, 29.1; on f32 rows - 14 16 17 18, 14; MXFP4 13.9 17.3 19.6 22.7 20.6, 17.6; FP8 12 15 18 20
+/// 22, 14). bf16, f16 and f32 want them in L1 (bf16 4 KiB ahead 30; into L2 23), the others lose by
+/// it: each prefetch holds one of L1's few miss buffers (int8 21, MXFP4 16).
 constexpr bool prefetches_into_l1(PanelValues values) { return !has_scales(values); }
-/// How far ahead of their use.
-constexpr int64_t prefetch_bytes(PanelValues values) { return has_scales(values) ? 8192 : 4096; }
+constexpr int64_t prefetch_bytes(PanelValues values, bool integer_rows) {
+  switch (values) {
+    case PanelValues::kInt8: return integer_rows ? 3072 : 8192;
+    case PanelValues::kFp4:
+    case PanelValues::kInt4: return 5120;
+    case PanelValues::kFp8E4m3:
+    case PanelValues::kFp8E5m2: return 8192;
+    default: return 4096;
+  }
+}
 
 /// A number as a type.
 template <int kValue>
@@ -25,18 +35,21 @@ struct Count {
 /// What a tile works on: some blocks of one panel, expanded or as stored.
 struct Slab {
   const uint8_t* values = nullptr;  // of the slab's first block
-  const float* scales = nullptr;    // [num_blocks or twice that][32]
+  const float* scales = nullptr;    // [num_blocks or twice that][32], or
+  int64_t scale_step = kPanelRows;  // 0: the same 32 for all blocks
   const int32_t* zeros = nullptr;   // [num_blocks][32]
   int first_block = 0;
   int num_blocks = 0;
   bool half_scales = false;
   // While block b is worked on, the block's bytes at (b < switch_at ? ahead : beyond) + b * block
-  // bytes are prefetched, and header_lines lines of the next panel's scales. Null: nothing.
+  // bytes are prefetched, and if b < header_blocks header_lines lines of the next panel's scales.
+  // Null: nothing.
   const uint8_t* ahead = nullptr;
   const uint8_t* beyond = nullptr;
   int switch_at = 0;
   const uint8_t* header = nullptr;
   int header_lines = 0;
+  int header_blocks = 0;
 };
 
 template <PanelValues kValues>
@@ -63,7 +76,7 @@ struct Prefetch {
 
   SWITCHYARD_INLINE Prefetch of(const Slab& slab, int block, bool wanted) {
     if (!wanted || slab.ahead == nullptr) return {nullptr};
-    for (int i = 0; i < slab.header_lines; ++i) {
+    for (int i = 0; block < slab.header_blocks && i < slab.header_lines; ++i) {
       prefetch_line<kValues>(slab.header + (int64_t{block} * slab.header_lines + i) * kLineBytes);
     }
     return {(block < slab.switch_at ? slab.ahead : slab.beyond) +
@@ -82,9 +95,8 @@ struct Prefetch {
 /// Blocks [first, first + count) of a slab, as far as it has them.
 SWITCHYARD_INLINE Slab blocks_of(Slab slab, PanelValues values, int first, int count) {
   const int64_t bytes = int64_t{first} * values_block_bytes(values);
-  const int scales = first * kPanelRows * (slab.half_scales ? 2 : 1);
   slab.values += bytes;
-  slab.scales += scales;
+  slab.scales += first * slab.scale_step * (slab.half_scales ? 2 : 1);
   slab.zeros += first * kPanelRows;
   slab.first_block += first;
   slab.num_blocks = slab.num_blocks - first < count ? slab.num_blocks - first : count;
@@ -92,6 +104,7 @@ SWITCHYARD_INLINE Slab blocks_of(Slab slab, PanelValues values, int first, int c
   slab.beyond += bytes;
   slab.switch_at -= first;
   slab.header += int64_t{first} * slab.header_lines * kLineBytes;
+  slab.header_blocks -= first;
   return slab;
 }
 
