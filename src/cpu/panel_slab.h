@@ -7,23 +7,19 @@
 namespace switchyard::cpu {
 namespace {
 
-/// Where lines are prefetched to, and how far ahead. Formats that multiply about as fast as memory
-/// delivers leave most of the work to the hardware's prefetcher, and distant prefetches lead it
-/// astray; slow decoders see too few lines ahead without them (one core of Zen 4 that reads 34 GB/s
-/// plainly, prefetched 2, 3, 4, 5, 8 KiB ahead into L2, and not at all: int8 31.8 31.7 31.1 29.3
-/// 20.0, 29.1; on f32 rows - 14 16 17 18, 14; MXFP4 13.9 17.3 19.6 22.7 20.6, 17.6; FP8 12 15 18 20
-/// 22, 14). bf16, f16 and f32 want them in L1 (bf16 4 KiB ahead 30; into L2 23), the others lose by
-/// it: each prefetch holds one of L1's few miss buffers (int8 21, MXFP4 16).
+/// Where lines are prefetched to. bf16, f16 and f32 multiply as they are stored and are gone as
+/// fast as memory delivers: into L1, else the prefetches only slow the hardware's own (one core of
+/// Zen 4, where a plain read reaches 33 GB/s: bf16 30 GB/s; into L2 23). The others stay in L2,
+/// since prefetches into L1 hold one of its few miss buffers each (int8 21, MXFP4 16).
 constexpr bool prefetches_into_l1(PanelValues values) { return !has_scales(values); }
-constexpr int64_t prefetch_bytes(PanelValues values, bool integer_rows) {
-  switch (values) {
-    case PanelValues::kInt8: return integer_rows ? 3072 : 8192;
-    case PanelValues::kFp4:
-    case PanelValues::kInt4: return 5120;
-    case PanelValues::kFp8E4m3:
-    case PanelValues::kFp8E5m2: return 8192;
-    default: return 4096;
-  }
+/// How far ahead of their use. One integer row is multiplied about as fast as memory delivers:
+/// distant prefetches lead the hardware's astray (one core, 2, 3, 4, 5, 8 KiB ahead and none: int8
+/// 31.8 31.7 31.1 29.3 20.0, 29.1 GB/s; MXFP4 13.9 17.3 19.6 22.7 20.6, 17.6). Slower work sees too
+/// few lines ahead with near ones (3, 4, 5, 8 KiB: int8 with 4 rows 16 18 21 23; FP8 15 18 20 22).
+constexpr int64_t prefetch_bytes(PanelValues values, bool one_integer_row) {
+  if (!has_scales(values)) return 4096;
+  if (!one_integer_row) return 8192;
+  return values == PanelValues::kInt8 ? 3072 : 5120;
 }
 
 /// A number as a type.
