@@ -168,6 +168,7 @@ SyntheticLayer::SyntheticLayer(const LayerSpec& spec, bool biases, uint64_t seed
   for (int64_t e = 0; e < num_contents; ++e) {
     experts_.push_back(make_expert(spec.expert_width(), spec.intermediate_size, biases, random));
   }
+  router_ = make_matrix(Format::kBf16, {}, spec.num_routed(), spec.hidden_size, random);
   if (spec.shared.intermediate_size > 0) {
     shared_ = make_expert(spec.hidden_size, spec.shared.intermediate_size, false, random);
   }
@@ -186,6 +187,7 @@ Weights SyntheticLayer::weights() const {
   weights.experts.load = [this](int64_t expert) {
     return experts_[static_cast<size_t>(expert) % experts_.size()].view();
   };
+  weights.router.projection = router_.view;
   weights.shared = shared_.view();
   weights.shared_gate = shared_gate_.view;
   weights.latent_down = latent_down_.view;

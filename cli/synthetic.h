@@ -15,8 +15,7 @@ class Random;
 /// Stored bytes of one routed expert: values, scales and, when there are any, bf16 biases.
 int64_t expert_bytes(const LayerSpec& spec, bool biases);
 
-/// One layer of finite random weights, scales of a trained model's size, without a router: forward
-/// is given logits. A few experts' contents serve all experts, so that gigabytes are packed at the
+/// One layer of finite random weights, scales of a trained model's size. A few experts' contents serve all experts, so that gigabytes are packed at the
 /// packer's speed; what is packed is distinct memory all the same.
 class SyntheticLayer {
  public:
@@ -47,6 +46,7 @@ class SyntheticLayer {
 
   LayerSpec spec_;
   std::vector<Expert> experts_;
+  Matrix router_;
   Expert shared_;
   Matrix shared_gate_;
   Matrix latent_down_;

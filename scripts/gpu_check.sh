@@ -1,18 +1,20 @@
 #!/usr/bin/env bash
 # Runs every GPU test and bench on this machine from built binaries and writes results/<gpu>/*.json.
-# Usage: gpu_check.sh [--bin DIR] [--out DIR] [--commit ID] [--quick] [--sanitize]
+# Usage: gpu_check.sh [--bin DIR] [--out DIR] [--commit ID] [--quick] [--shapes] [--sanitize]
 #   --bin: one folder with test_gpu, bench_gpu, bench_layers, bench_prefill and switchyard (default: where build/cuda has them)
 #   --quick: only layers of up to 64 tokens
+#   --shapes: also the layers of every built-in shape of at most 6 GiB (3 minutes)
 #   --sanitize: also compute-sanitizer's memcheck, racecheck and initcheck over a part of the tests
 set -euo pipefail
 here=$(cd "$(dirname "$0")/.." && pwd)
-bin='' out='' commit='' quick=0 sanitize=0 pids=() tools=()
+bin='' out='' commit='' quick=0 shapes=0 sanitize=0 pids=() tools=()
 while [ $# -gt 0 ]; do
   case $1 in
     --bin) bin=$2; shift ;;
     --out) out=$2; shift ;;
     --commit) commit=$2; shift ;;
     --quick) quick=1 ;;
+    --shapes) shapes=1 ;;
     --sanitize) sanitize=1 ;;
     *) echo "gpu_check.sh: unknown argument $1" >&2; exit 2 ;;
   esac
@@ -69,9 +71,20 @@ RUNS
 if python3 -c 'import torch' 2>/dev/null; then
   python3 "$here/scripts/gpu_peers.py" "$log/peers.json"
   record
-  python3 "$here/scripts/gpu_layer_peers.py" "$log/layer_peers.json" $tokens  # triton_kernels: if on PYTHONPATH
+  "$switchyard" models --json >"$log/models.json"
+  # triton_kernels: if on PYTHONPATH
+  python3 "$here/scripts/gpu_layer_peers.py" "$log/layer_peers.json" "$log/models.json" $tokens
 fi
 record
+if [ $shapes = 1 ]; then
+  tokens=1,8,64,512,4096,16384
+  "$layers" --models all --tokens $tokens --routed-only --weights-gib 1 --budget 0.05 --json "$log/shapes.json"
+  if python3 -c 'import torch' 2>/dev/null; then
+    python3 "$here/scripts/gpu_layer_peers.py" "$log/shapes_peers.json" "$log/models.json" $tokens --triton '' \
+      --torch mixtral-8x7b,qwen3-30b-a3b,qwen3.5-35b-a3b,glm-4.5-tp8,glm-4.5-ep4,glm-4.5-air
+  fi
+  record
+fi
 
 part='GpuSort.DeviceSide*:GpuSort.OutputsMay*:GpuSort.FewTokens*:GpuSort.Lopsided*:GpuRoute.Ties*:GpuRoute.Groups'
 part+=':GpuQuantize.Gathered*:GpuActivateQuantize.*:GpuCombine.*:GpuExperts.EveryActivation*:GpuExperts.Dense'

@@ -1,9 +1,11 @@
 #!/usr/bin/env python3
 """Times whole MoE layers of torch and triton_kernels in CUDA graphs of several layers with their own weights and routing.
 
-Usage: gpu_layer_peers.py OUT.json [TOKENS,...]. triton_kernels is OpenAI's package (shipped inside vLLM's wheel): put it
-on PYTHONPATH, else its rows are left out. Torch's layers are routing, `_grouped_mm` twice, SwiGLU and a sum: what torch
+Usage: gpu_layer_peers.py OUT.json MODELS.json TOKENS,... [--torch MODEL,...] [--triton MODEL,...]
+MODELS.json is what `switchyard models --json` prints. triton_kernels is OpenAI's package (shipped inside vLLM's wheel):
+put it on PYTHONPATH, else its rows are left out. Torch's layers are routing, `_grouped_mm` twice, SwiGLU and a sum: what torch
 alone offers in bf16. Sizes that are no multiple of 256 are padded for triton_kernels, as vLLM pads them."""
+import argparse
 import json
 import sys
 
@@ -12,15 +14,6 @@ import torch
 from gpu_peers import graph_us
 
 LAYERS = 4
-# name: experts, top_k, hidden, intermediate, biases and clamped SwiGLU
-MODELS = {
-    "gpt-oss-120b": (128, 4, 2880, 2880, True),
-    "deepseek-r1-tp8": (256, 8, 7168, 256, False),
-    "deepseek-r1-ep8": (32, 8, 7168, 2048, False),
-    "qwen3-30b-a3b": (128, 8, 2048, 768, False),
-}
-TRITON_MODELS = ("gpt-oss-120b", "deepseek-r1-tp8", "deepseek-r1-ep8")
-TORCH_MODELS = ("qwen3-30b-a3b", "deepseek-r1-ep8")
 
 
 def round_up(value, multiple):
@@ -46,8 +39,10 @@ def triton_weights(experts, rows, columns):
 class TritonLayer:
     """MXFP4 weights, bf16 activations."""
 
-    def __init__(self, experts, top_k, hidden, intermediate, biased):
-        self.experts, self.top_k = experts, top_k
+    def __init__(self, spec, biased):
+        self.experts, self.top_k = spec["num_experts"], spec["top_k"]
+        hidden, intermediate = spec["hidden_size"], spec["intermediate_size"]
+        experts = self.experts
         self.hidden, inner = round_up(hidden, 256), round_up(intermediate, 256)
         self.gate_up = triton_weights(experts, 2 * inner, self.hidden)
         self.down = triton_weights(experts, self.hidden, inner)
@@ -76,8 +71,9 @@ class TritonLayer:
 class TorchLayer:
     """bf16 weights and activations."""
 
-    def __init__(self, experts, top_k, hidden, intermediate, _biased):
-        self.experts, self.top_k, self.hidden = experts, top_k, hidden
+    def __init__(self, spec, _biased):
+        self.experts, self.top_k, self.hidden = spec["num_experts"], spec["top_k"], spec["hidden_size"]
+        experts, hidden, intermediate = self.experts, self.hidden, spec["intermediate_size"]
         self.gate_up = torch.randn(experts, hidden, 2 * intermediate, device="cuda", dtype=torch.bfloat16)
         self.down = torch.randn(experts, intermediate, hidden, device="cuda", dtype=torch.bfloat16)
 
@@ -95,10 +91,11 @@ class TorchLayer:
 
 
 def layer_us(kind, model, tokens_list, report):
-    layers = [kind(*MODELS[model]) for _ in range(LAYERS)]
+    spec = model["spec"]
+    layers = [kind(spec, model["biases"]) for _ in range(LAYERS)]
     for tokens in tokens_list:
         x = torch.randn(tokens, layers[0].hidden, device="cuda", dtype=torch.bfloat16)
-        logits = [torch.randn(tokens, MODELS[model][0], device="cuda", dtype=torch.bfloat16) for _ in range(2 * LAYERS)]
+        logits = [torch.randn(tokens, spec["num_experts"], device="cuda", dtype=torch.bfloat16) for _ in range(2 * LAYERS)]
         # Twice round: each weight has left the L2 before it is read again.
         report(tokens, graph_us(lambda i: layers[i % LAYERS](x, logits[i]), 2 * LAYERS))
     del layers
@@ -106,19 +103,28 @@ def layer_us(kind, model, tokens_list, report):
 
 
 def main():
-    tokens_list = [int(t) for t in (sys.argv[2] if len(sys.argv) > 2 else "1,8,64,256,1024,8192").split(",")]
+    parser = argparse.ArgumentParser()
+    parser.add_argument("out")
+    parser.add_argument("models")
+    parser.add_argument("tokens")
+    parser.add_argument("--torch", default="qwen3-30b-a3b,deepseek-r1-ep8")
+    parser.add_argument("--triton", default="gpt-oss-120b,deepseek-r1-tp8,deepseek-r1-ep8")
+    args = parser.parse_args()
+    with open(args.models) as file:
+        models = {model["name"]: model for model in json.load(file)["models"]}
+    tokens_list = [int(t) for t in args.tokens.split(",")]
     rows = []
-    for peer, kind, models in (("triton_kernels mxfp4 x bf16", TritonLayer, TRITON_MODELS),
-                               ("torch _grouped_mm bf16", TorchLayer, TORCH_MODELS)):
-        for model in models:
+    for peer, kind, names in (("triton_kernels mxfp4 x bf16", TritonLayer, args.triton),
+                              ("torch _grouped_mm bf16", TorchLayer, args.torch)):
+        for name in filter(None, names.split(",")):
             def report(tokens, us):
-                rows.append({"peer": peer, "model": model, "tokens": tokens, "us": us})
-                print(f"{peer:28} {model:18} {tokens:6} {us:9.2f} us", flush=True)
+                rows.append({"peer": peer, "model": name, "tokens": tokens, "us": us})
+                print(f"{peer:28} {name:18} {tokens:6} {us:9.2f} us", flush=True)
             try:
-                layer_us(kind, model, tokens_list, report)
+                layer_us(kind, models[name], tokens_list, report)
             except Exception as error:  # a peer that does not run here is no failure of ours
-                print(f"{peer} {model}: {type(error).__name__}: {str(error)[:300]}", file=sys.stderr)
-    with open(sys.argv[1], "w") as out:
+                print(f"{peer} {name}: {type(error).__name__}: {str(error)[:300]}", file=sys.stderr)
+    with open(args.out, "w") as out:
         json.dump({"torch": torch.__version__, "results": rows}, out, indent=1)
 
 

@@ -95,6 +95,22 @@ def gpu_layers():
     return f"{origin}\n\n{table}\n\nOther libraries' layers, timed the same way by `scripts/gpu_layer_peers.py`. {peers_origin}\n\n{others}"
 
 
+def gpu_shapes():
+    """Every built-in shape in its own format; bf16 ones beside torch."""
+    record, origin = gpu_record("shapes.json")
+    if record is None:
+        return origin
+    peers, _ = gpu_record("shapes_peers.json")
+    rows = [*record["results"], *(peers["results"] if peers else [])]
+    order = {row["model"]: i for i, row in enumerate(record["results"])}
+    rows.sort(key=lambda row: (order[row["model"]], "peer" in row))
+
+    def label(row):
+        return f"{row['model']}, " + (row["peer"] if "peer" in row else f"{row['weights']} x {row['activations']}")
+
+    return f"{origin}\n\n" + by_tokens(rows, label, (1, 8, 64, 512, 4096, 16384))
+
+
 def gpu_steps():
     record, origin = gpu_record("steps.json")
     if record is None:
@@ -234,7 +250,7 @@ def gpu_prefill():
 TABLES = {
     "README.md": {"cpu-bench": cpu_bench, "cpu-ggml": cpu_ggml, "gpu-layers": gpu_layers, "gpu-steps": gpu_steps},
     "docs/measured.md": {"sort-peers": sort_peers, "gpu-routing": gpu_routing, "gpu-route-sort": gpu_route_sort,
-                         "gpu-quantisation": gpu_quantisation, "gpu-combine": gpu_combine, "gpu-prefill": gpu_prefill, "gpu-tests": gpu_tests,
+                         "gpu-quantisation": gpu_quantisation, "gpu-combine": gpu_combine, "gpu-shapes": gpu_shapes, "gpu-prefill": gpu_prefill, "gpu-tests": gpu_tests,
                          "gpu-fixtures": gpu_fixtures},
 }
 

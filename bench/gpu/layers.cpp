@@ -44,6 +44,7 @@ struct Options {
   double budget_s = 0.25;
   bool generic = false;
   bool routed_only = false;
+  bool from_hidden = false;
   std::string out;
 };
 
@@ -51,6 +52,7 @@ struct Options {
 /// exceeds the L2 many times.
 cli::BenchModel pack_model(const ModelShape& shape, const LayerSpec& spec, const Options& options) {
   constexpr int64_t kMostSets = 8;
+  constexpr double kColdBytes = kGiB;  // a layer of so much is cold again after one replay
   const cli::SyntheticLayer synthetic(spec, shape.biases, kWeightSeed);
   cli::BenchModel model;
   model.title = shape.name;
@@ -61,8 +63,8 @@ cli::BenchModel pack_model(const ModelShape& shape, const LayerSpec& spec, const
   const int64_t sets =
       options.weight_sets > 0
           ? options.weight_sets
-          : std::clamp<int64_t>(static_cast<int64_t>(options.weights_gib * kGiB / layer_bytes), 2,
-                                kMostSets);
+          : std::clamp<int64_t>(static_cast<int64_t>(options.weights_gib * kGiB / layer_bytes),
+                                layer_bytes < kColdBytes ? 2 : 1, kMostSets);
   LayerOptions layer_options{.backend = BackendKind::kCuda};
   layer_options.generic_kernels = options.generic;
   std::vector<std::future<Layer>> packing;
@@ -78,8 +80,8 @@ cli::BenchModel pack_model(const ModelShape& shape, const LayerSpec& spec, const
 /// Calls of one token count: every one with its own logits, input and output.
 class Calls {
  public:
-  Calls(const cli::BenchModel& model, int64_t tokens)
-      : layers_(model.layers), spec_(model.spec), tokens_(tokens) {
+  Calls(const cli::BenchModel& model, int64_t tokens, bool from_hidden)
+      : layers_(model.layers), spec_(model.spec), tokens_(tokens), from_hidden_(from_hidden) {
     const double experts = cli::expected_distinct_experts(spec_, tokens);
     const int wanted =
         rotation(static_cast<int64_t>(experts * static_cast<double>(model.expert_bytes)));
@@ -101,7 +103,8 @@ class Calls {
     layers_[static_cast<size_t>(i) % layers_.size()].forward(
         {.hidden_states = at(hidden_, DataType::kBf16, spec_.hidden_size),
          .output = at(output_, DataType::kBf16, spec_.hidden_size),
-         .router_logits = at(logits_, DataType::kF32, spec_.num_routed()),
+         .router_logits =
+             from_hidden_ ? TensorView{} : at(logits_, DataType::kF32, spec_.num_routed()),
          .topk_ids_out = at(topk_ids_, DataType::kI32, spec_.top_k)},
         {workspace_.data(), workspace_.bytes()}, {stream});
   }
@@ -131,6 +134,7 @@ class Calls {
   const std::vector<Layer>& layers_;
   const LayerSpec& spec_;
   int64_t tokens_;
+  bool from_hidden_;
   int count_ = 0;
   DeviceBuffer logits_, hidden_, output_, topk_ids_, workspace_;
 };
@@ -143,6 +147,21 @@ std::string kernels_of(const Plan& plan) {
     names += step.kernel;
   }
   return names;
+}
+
+/// What --models names.
+std::vector<const ModelShape*> shapes_of(const std::vector<std::string>& names) {
+  constexpr double kMostBytes = 6 * kGiB;
+  std::vector<const ModelShape*> shapes;
+  if (names != std::vector<std::string>{"all"}) {
+    for (const std::string& name : names) shapes.push_back(&model_shape(name));
+    return shapes;
+  }
+  for (const ModelShape& shape : model_shapes()) {
+    const auto bytes = shape.spec.num_experts * cli::expert_bytes(shape.spec, shape.biases);
+    if (static_cast<double>(bytes) <= kMostBytes) shapes.push_back(&shape);
+  }
+  return shapes;
 }
 
 class Bench {
@@ -167,7 +186,7 @@ class Bench {
  private:
   void time_layer(const cli::BenchModel& model, int64_t tokens) {
     const LayerSpec& spec = model.spec;
-    const Calls calls(model, tokens);
+    const Calls calls(model, tokens, options_.from_hidden);
     const Timing timing = time_graph([&](int i, cudaStream_t stream) { calls.launch(i, stream); },
                                      calls.count(), options_.budget_s);
     const double distinct = calls.distinct_experts();
@@ -219,7 +238,8 @@ int main(int argc, char** argv) {
   using namespace switchyard::bench;
   CLI::App app{"Times whole layers of the built-in models beside the limits of this GPU"};
   Options options;
-  app.add_option("--models", options.models, "built-in names (switchyard models)")
+  app.add_option("--models", options.models,
+                 "built-in names (switchyard models), or all: those of at most 6 GiB")
       ->delimiter(',')
       ->capture_default_str();
   app.add_option("--formats", options.formats, "weight formats (default: the model's own)")
@@ -228,21 +248,22 @@ int main(int argc, char** argv) {
       ->delimiter(',');
   app.add_option("--tokens", options.tokens)->capture_default_str();
   app.add_option("--weights-gib", options.weights_gib,
-                 "packed copies of a layer (2 to 8) that fit into this")
+                 "packed copies of a layer that fit into this: at most 8, 2 of a layer below 1 GiB")
       ->capture_default_str();
   app.add_option("--weight-sets", options.weight_sets, "exactly so many packed copies");
   app.add_option("--budget", options.budget_s, "seconds of replays per row")->capture_default_str();
   app.add_flag("--generic", options.generic, "only the generic kernels");
   app.add_flag("--routed-only", options.routed_only, "without the shared experts");
+  app.add_flag("--from-hidden", options.from_hidden, "the layer's router makes the logits");
   app.add_option("--json", options.out, "where the record goes");
   CLI11_PARSE(app, argc, argv);
   try {
     static_cast<void>(switchyard::cuda::device_facts(0));  // says so when there is no GPU
     Bench bench(options);
-    for (const std::string& model : options.models) {
+    for (const switchyard::ModelShape* shape : shapes_of(options.models)) {
       for (const std::string& format : options.formats) {
         for (const std::string& activations : options.activations) {
-          bench.run_model(switchyard::model_shape(model), format, activations);
+          bench.run_model(*shape, format, activations);
         }
       }
     }
