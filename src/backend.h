@@ -47,6 +47,8 @@ class PackedExperts {
                     Plan& plan) const = 0;
   /// Whether run() wants to route such a batch itself (RunExpertsArgs::route).
   virtual bool routes(int64_t /*num_tokens*/) const { return false; }
+  /// How to store vectors that stand for the hidden states, when those have this type.
+  virtual DataType latent_type(DataType /*hidden_states*/) const { return DataType::kF32; }
   /// The threads that work here, for the steps around the experts; null: not the host's.
   virtual Executor* executor() const { return nullptr; }
   virtual void run(const RunExpertsArgs& args, Workspace workspace, Stream stream) const = 0;
@@ -78,7 +80,7 @@ struct RmsNormArgs {
   TensorView scale{};  ///< [C] f32, bf16 or f16
   float epsilon = 0.0f;
   TensorView num_tokens{};
-  TensorView output{};  ///< [T, C] f32
+  TensorView output{};  ///< [T, C] f32, or what latent_type() says
 };
 
 class Backend {

@@ -54,7 +54,8 @@ struct RmsNormParams {
   float epsilon;
   TokenCount tokens;
   int64_t columns;
-  float* output;
+  void* output;
+  DataType output_type;
 };
 
 /// One thread block per token; lanes, then warps, add up in a fixed order.
@@ -77,7 +78,7 @@ __global__ void __launch_bounds__(kThreads) rms_norm_kernel(const RmsNormParams 
   const float rms = sqrtf(sum / static_cast<float>(p.columns) + p.epsilon);
   for (int64_t c = threadIdx.x; c < p.columns; c += kThreads) {
     const float x = load_one(p.input, p.input_type, first + c);
-    p.output[first + c] = x / rms * load_one(p.scale, p.scale_type, c);
+    store_one(p.output, p.output_type, first + c, x / rms * load_one(p.scale, p.scale_type, c));
   }
 }
 
@@ -113,7 +114,8 @@ void rms_norm(const RmsNormArgs& args, Stream stream) {
       .epsilon = args.epsilon,
       .tokens = {.limit = args.input.extent(0), .on_device = args.num_tokens.as<const int32_t>()},
       .columns = args.input.extent(1),
-      .output = args.output.as<float>()};
+      .output = args.output.data,
+      .output_type = args.output.type};
   if (p.tokens.limit == 0 || p.columns == 0) return;
   launch(rms_norm_kernel, {.grid = static_cast<unsigned>(p.tokens.limit), .block = kThreads},
          static_cast<cudaStream_t>(stream.handle), p);

@@ -277,8 +277,7 @@ void CudaExperts::run(const RunExpertsArgs& args, Workspace workspace, Stream st
   const int64_t num_tokens = args.hidden_states.extent(0);
   const int64_t top_k = args.topk_ids.empty() ? 1 : args.topk_ids.extent(1);
   if (num_tokens == 0) return;
-  if (tuned_ && (!args.topk_ids.empty() || tuned_->takes_one_expert()) &&
-      tuned_->why_unsupported(args.hidden_states.type, args.output.type) == nullptr) {
+  if (tuned_ && tuned_->why_unsupported(args.hidden_states.type, args.output.type) == nullptr) {
     return tuned_->run(args, workspace, stream);
   }
   const ExpertsWorkspace places = layout(num_tokens, top_k);

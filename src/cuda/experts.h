@@ -32,6 +32,10 @@ class CudaExperts final : public PackedExperts {
   int64_t workspace_bytes(int64_t max_tokens, int64_t top_k) const override;
   void plan(int64_t num_tokens, int64_t top_k, const MachineLimits& limits,
             Plan& plan) const override;
+  /// As the tensor cores take them, where they may.
+  DataType latent_type(DataType hidden_states) const override {
+    return tuned_ != nullptr && hidden_states == DataType::kBf16 ? hidden_states : DataType::kF32;
+  }
   bool routes(int64_t num_tokens) const override {
     return can_route_and_sort(spec_, num_tokens, device_);
   }

@@ -14,8 +14,6 @@ class TunedExperts {
   virtual ~TunedExperts() = default;
   /// Why run() cannot take tensors of these types, or null.
   virtual const char* why_unsupported(DataType hidden_states, DataType output) const = 0;
-  /// Whether run() takes calls without topk_ids: every token goes to expert 0.
-  virtual bool takes_one_expert() const { return false; }
   virtual int64_t workspace_bytes(int64_t max_tokens, int64_t top_k) const = 0;
   virtual void plan(int64_t num_tokens, int64_t top_k, const MachineLimits& limits,
                     Plan& plan) const = 0;

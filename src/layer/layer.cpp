@@ -286,19 +286,21 @@ void Layer::Impl::run_experts(const ForwardArgs& args, const Choice& choice,
     experts->run(run, step, stream);
     return;
   }
-  const auto latent = [&](const WorkspaceRegion& region) {
-    return TensorView::contiguous(region.in(workspace), DataType::kF32,
+  const auto latent = [&](const WorkspaceRegion& region, DataType type) {
+    return TensorView::contiguous(region.in(workspace), type,
                                   {args.hidden_states.extent(0), spec.latent_size});
   };
-  run.hidden_states = latent(layout.latent_input);
+  const DataType type = experts->latent_type(args.hidden_states.type);
+  const bool normed = !latent_norm.view.empty();
+  run.hidden_states = latent(layout.latent_input, type);
   run.addend = {};  // the shared experts work on the full width and are added after the projection
-  run.output = latent(layout.latent_output);
+  run.output = latent(layout.latent_output, normed ? DataType::kF32 : type);
   latent_down->run(
       {.input = args.hidden_states, .num_tokens = args.num_tokens, .output = run.hidden_states},
       step, stream);
   experts->run(run, step, stream);
   TensorView sum = run.output;
-  if (!latent_norm.view.empty()) {
+  if (normed) {
     sum = run.hidden_states;  // no longer needed
     backend().rms_norm({.input = run.output,
                         .scale = latent_norm.view,

@@ -119,9 +119,11 @@ ErrorBound error_bound(const LayerSpec& spec, BackendKind backend, DataType outp
   const double gain = spec.activation.gated() ? 1.6 : 1.2;
   const double input = gain * quantisation_error(activations, width);
   const double intermediate = quantisation_error(activations, inner);
-  // The GPU keeps the intermediate and the rows that combine sums in bf16; the others in f32.
+  // The GPU keeps the intermediate and the rows that combine sums in bf16, and the latent vectors
+  // before and after the experts; the others all in f32.
+  const double latent = spec.latent_size > 0 ? gain * gain + 1.0 : 0.0;
   const double storage =
-      backend == BackendKind::kCuda ? std::sqrt(2.0) * kUniformRms * 0x1p-7 : 0.0;
+      backend == BackendKind::kCuda ? std::sqrt(2.0 + latent) * kUniformRms * 0x1p-7 : 0.0;
   // f32: sums of n terms, a random walk of half-ulp steps, three GEMMs deep; exp and its like
   // within 4 ulp. The reference rounds decoded weights and stored vectors to f32, once each.
   const double longest = static_cast<double>(std::max(width, inner));

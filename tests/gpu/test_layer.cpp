@@ -49,6 +49,21 @@ LayerSpec latent_like() {
           .activation = {.kind = Activation::kRelu2}};
 }
 
+/// Sizes that tensor cores take.
+LayerSpec shared_like() {
+  return {.num_experts = 16,
+          .top_k = 4,
+          .hidden_size = 256,
+          .intermediate_size = 96,
+          .shared = {.intermediate_size = 128, .sigmoid_gate = true}};
+}
+LayerSpec latent_shared_like() {
+  LayerSpec spec = shared_like();
+  spec.latent_size = 128;
+  spec.latent_norm_epsilon = 1e-5f;
+  return spec;
+}
+
 /// A layer on the GPU, the same on the reference, and what a forward of T tokens needs.
 struct Layers {
   Layers(const LayerSpec& spec, const test::RandomWeights& weights)
@@ -66,12 +81,13 @@ struct Layers {
 };
 
 TEST(GpuLayer, ModelFamilies) {
-  for (const LayerSpec& spec : {deepseek_like(), qwen_like(), latent_like()}) {
+  for (const LayerSpec& spec :
+       {deepseek_like(), qwen_like(), latent_like(), shared_like(), latent_shared_like()}) {
     const test::RandomWeights weights(
         spec, {.biases = false, .logit_bias = true, .selection_bias = spec.num_fused_shared > 0});
     const Layers layers(spec, weights);
     for (const DataType type : {DataType::kF32, DataType::kBf16, DataType::kF16}) {
-      for (const int64_t t : {1, 33, 200}) {
+      for (const int64_t t : {1, 33, 700}) {
         SCOPED_TRACE("H " + std::to_string(spec.hidden_size) + " T " + std::to_string(t));
         Random random(21);
         const Buffer hidden = Buffer::normal(random, type, {t, spec.hidden_size});

@@ -14,6 +14,7 @@
 #include "cuda/combine.h"
 #include "cuda/quantize.h"
 #include "cuda/route_sort.h"
+#include "cuda/sm90/decode_launchers.h"
 #include "cuda/sm90/fp4_prefill.h"
 #include "cuda/sm90/reencode_rows.h"
 
@@ -36,6 +37,11 @@ int64_t chunk_tokens(int64_t max_tokens, int64_t top_k) {
 
 bool plain_values(const WeightRows& w) {
   return w.zero_points == nullptr && w.group_index == nullptr && w.global_scales == nullptr;
+}
+
+/// Without a choice every token takes expert 0.
+int64_t top_k_of(const RunExpertsArgs& args) {
+  return args.topk_ids.empty() ? 1 : args.topk_ids.extent(1);
 }
 
 /// Rows begin on 16 bytes, and so do columns that a thread copies or stores.
@@ -288,14 +294,13 @@ int64_t Sm90Experts::workspace_bytes(int64_t max_tokens, int64_t top_k) const {
 Sm90Experts::Batch Sm90Experts::sort(const RunExpertsArgs& args, int64_t begin, int64_t num_tokens,
                                      const Sm90Workspace& layout, Workspace workspace,
                                      Stream stream) const {
-  const int64_t top_k = args.topk_ids.extent(1);
+  const int64_t top_k = top_k_of(args);
   const GroupedGemmConfigs configs = select_configs(num_tokens, top_k);
   const int32_t unit = configs.gate_up.block_m;
   const int64_t capacity = sort_capacity(num_tokens, top_k, spec_.num_experts, unit);
   const TokenCount tokens{
       .limit = num_tokens, .on_device = args.num_tokens.as<const int32_t>(), .skipped = begin};
-  SortJob job{.topk_ids = args.topk_ids.as<const int32_t>() + begin * top_k,
-              .tokens = tokens,
+  SortJob job{.tokens = tokens,
               .top_k = static_cast<int32_t>(top_k),
               .num_experts = static_cast<int32_t>(spec_.num_experts),
               .unit_size = unit,
@@ -311,7 +316,12 @@ Sm90Experts::Batch Sm90Experts::sort(const RunExpertsArgs& args, int64_t begin, 
   if (!args.topk_weights.empty()) {
     job.topk_weights = args.topk_weights.as<const int32_t>() + begin * top_k;
   }
-  route_and_sort(args.route, job, layout.sort_scratch.in(workspace), device_, stream);
+  if (args.topk_ids.empty()) {
+    decode_single_expert(job, {}, stream);
+  } else {
+    job.topk_ids = args.topk_ids.as<const int32_t>() + begin * top_k;
+    route_and_sort(args.route, job, layout.sort_scratch.in(workspace), device_, stream);
+  }
   return {.args = args,
           .begin = begin,
           .tokens = tokens,
@@ -495,26 +505,25 @@ void Sm90Experts::down(const Batch& batch, const StoredRows& hidden) const {
 void Sm90Experts::combine(const Batch& batch) const {
   const TensorView addend = rows_of(batch.args.addend, batch.begin, batch.tokens.limit);
   const TensorView output = rows_of(batch.args.output, batch.begin, batch.tokens.limit);
-  cuda::combine(
-      {.expert_output = batch.layout.expert_output.in(batch.workspace),
-       .input_type = DataType::kBf16,
-       .topk_ids = batch.args.topk_ids.as<const int32_t>() + batch.begin * batch.sorted.top_k,
-       .num_experts = static_cast<int32_t>(spec_.num_experts),
-       .addend = addend.data,
-       .tokens = batch.tokens,
-       .top_k = batch.sorted.top_k,
-       .width = spec_.expert_width(),
-       .output = output.data,
-       .output_type = output.type},
-      batch.stream);
+  const TensorView ids = rows_of(batch.args.topk_ids, batch.begin, batch.tokens.limit);
+  cuda::combine({.expert_output = batch.layout.expert_output.in(batch.workspace),
+                 .input_type = DataType::kBf16,
+                 .topk_ids = ids.as<const int32_t>(),
+                 .num_experts = static_cast<int32_t>(spec_.num_experts),
+                 .addend = addend.data,
+                 .tokens = batch.tokens,
+                 .top_k = batch.sorted.top_k,
+                 .width = spec_.expert_width(),
+                 .output = output.data,
+                 .output_type = output.type},
+                batch.stream);
 }
 
 void Sm90Experts::run(const RunExpertsArgs& args, Workspace workspace, Stream stream) const {
   const int64_t num_tokens = args.hidden_states.extent(0);
-  if (args.topk_ids.empty() || is_decode(num_tokens, args.topk_ids.extent(1))) {
-    return decode_->run(args, workspace, stream);
-  }
-  const Sm90Workspace places = layout(num_tokens, args.topk_ids.extent(1));
+  const int64_t top_k = top_k_of(args);
+  if (is_decode(num_tokens, top_k)) return decode_->run(args, workspace, stream);
+  const Sm90Workspace places = layout(num_tokens, top_k);
   for (int64_t begin = 0; begin < num_tokens; begin += places.chunk_tokens) {
     const int64_t count = std::min(places.chunk_tokens, num_tokens - begin);
     const Batch batch = sort(args, begin, count, places, workspace, stream);

@@ -46,7 +46,6 @@ class Sm90Experts final : public TunedExperts {
               int device);
 
   const char* why_unsupported(DataType hidden_states, DataType output) const override;
-  bool takes_one_expert() const override { return decode_.has_value(); }
   int64_t workspace_bytes(int64_t max_tokens, int64_t top_k) const override;
   void plan(int64_t num_tokens, int64_t top_k, const MachineLimits& limits,
             Plan& plan) const override;
