@@ -158,13 +158,13 @@ void bench_sort(Report& report, Limits& limits, bool both_paths) {
                    fmt::format("{} E{} K{} unit {}{}", shape.model, shape.experts, shape.top_k,
                                shape.unit, note),
                    tokens, bench.time(), zeroed > 0 ? zeroed : bench.bytes(), limit,
-                   {{"path", plan.path == SortPath::kOneShot ? "one-shot" : "chunked"},
+                   {{"path", plan.path == SortPath::kChunked ? "chunked" : "one-shot"},
                     {"zeroing", zeroed > 0}});
       };
       run(chosen, 0, "");
       run(chosen, tokens * 4096 * 2, ", zeroing 4096 bf16");
       if (!both_paths || tokens * shape.top_k > kMostOneShotPairs) continue;
-      const bool one_shot = chosen.path == SortPath::kOneShot;
+      const bool one_shot = chosen.path != SortPath::kChunked;
       const SortPlan other = plan_sort(tokens, shape.top_k, shape.experts, shape.unit,
                                        one_shot ? 0 : kMostOneShotPairs);
       if (other.path != chosen.path) run(other, 0, one_shot ? ", chunked" : ", one-shot");

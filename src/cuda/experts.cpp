@@ -402,9 +402,12 @@ void CudaExperts::plan(int64_t num_tokens, int64_t top_k, const MachineLimits& l
          .flops = flops,
          .predicted_us = predict_us(bytes, flops, limits.read_gbps, limits.f32_gflops)});
   };
-  const bool one_shot = sort_plan.path == SortPath::kOneShot;
-  add("sort", one_shot ? "sort_one_shot" : "sort_count, sort_place",
-      one_shot ? "few pairs: every block ranks them all and writes its share"
+  const bool chunked = sort_plan.path == SortPath::kChunked;
+  add("sort",
+      sort_plan.path == SortPath::kFewTokens ? "sort_few"
+      : chunked                              ? "sort_count, sort_place"
+                                             : "sort_one_shot",
+      !chunked ? "few pairs: every block ranks them all and writes its share"
                : "chunks of tokens, counted by one kernel and placed by the next",
       pairs * 16, 0);
   const std::string why = "f32 tiles, any format and shape: " + why_not_tuned_;

@@ -11,7 +11,7 @@ namespace {
 
 constexpr int kWarpsPerBlock = 4;
 
-template <int kSlots>
+template <int kSlots, RouteKind kKind>
 __global__ void __launch_bounds__(kWarpsPerBlock* kLanes)
     route_kernel(const __grid_constant__ RouteParams params) {
   __shared__ RouteScratch scratch[kWarpsPerBlock];
@@ -20,7 +20,7 @@ __global__ void __launch_bounds__(kWarpsPerBlock* kLanes)
   const int64_t token = static_cast<int64_t>(blockIdx.x) * kWarpsPerBlock + warp;
   if (token >= job.tokens.limit) return;
   const int64_t first = token * (job.top_k + job.num_fused_shared);
-  TokenRouter<kSlots> router(params, scratch[warp]);
+  TokenRouter<kSlots, kKind> router(params, scratch[warp]);
   wait_for_previous_kernel();
   let_next_kernel_start();
   router.route(token, token < job.tokens.value(), [&](int k, int32_t id, float weight) {
@@ -64,6 +64,34 @@ int route_slots(int32_t num_experts) {
                              : 4;
 }
 
+namespace {
+
+RouteKind kind_of(const RouteJob& job, bool even_groups) {
+  const RoutingSpec& spec = job.spec;
+  const bool biased = job.selection_bias != nullptr;
+  if (spec.hash) return RouteKind::kAny;
+  if (spec.scoring == Scoring::kSoftmax && spec.renormalize && spec.renormalize_epsilon == 0 &&
+      spec.num_groups <= 1 && !biased) {
+    return RouteKind::kLogits;
+  }
+  return spec.scoring == Scoring::kSigmoid && biased && (spec.num_groups <= 1 || even_groups)
+             ? RouteKind::kBiased
+             : RouteKind::kAny;
+}
+
+using RouteKernel = void (*)(RouteParams);
+template <int kSlots>
+RouteKernel kernel_for(RouteKind kind) {
+  switch (kind) {
+    case RouteKind::kLogits: return route_kernel<kSlots, RouteKind::kLogits>;
+    case RouteKind::kBiased: return route_kernel<kSlots, RouteKind::kBiased>;
+    case RouteKind::kAny: break;
+  }
+  return route_kernel<kSlots, RouteKind::kAny>;
+}
+
+}  // namespace
+
 RouteParams route_params(const RouteJob& job) {
   const int slots = route_slots(job.num_experts);
   const int64_t lane_bytes = slots * element_bytes(job.logits_type);
@@ -73,30 +101,33 @@ RouteParams route_params(const RouteJob& job) {
   const int group_lanes = job.num_experts / job.spec.num_groups / slots;
   const bool even = group_lanes * slots * job.spec.num_groups == job.num_experts &&
                     std::has_single_bit(static_cast<unsigned>(group_lanes));
+  const bool whole_lanes = job.num_experts % slots == 0 && is_aligned(job.selection_bias, 16) &&
+                           is_aligned(job.logits, std::min<int64_t>(lane_bytes, 16));
   constexpr int64_t kManyTokens = 1024;  // the GPU's warps have more than one each
   return {.job = job,
+          .kind = whole_lanes ? kind_of(job, even) : RouteKind::kAny,
           .throughput = job.tokens.limit > kManyTokens,
-          .whole_lanes = job.num_experts % slots == 0 && is_aligned(job.selection_bias, 16) &&
-                         is_aligned(job.logits, std::min<int64_t>(lane_bytes, 16)),
+          .whole_lanes = whole_lanes,
           .group_shift = even ? std::countr_zero(static_cast<unsigned>(group_lanes)) : -1};
 }
 
 void route(const RouteJob& job, int device, Stream stream) {
   if (job.tokens.limit == 0) return;
-  const auto kernel = [&] {
+  const RouteParams params = route_params(job);
+  const auto kernel = [&]() -> RouteKernel {
     switch (route_slots(job.num_experts)) {
-      case 4: return route_kernel<4>;
-      case 8: return route_kernel<8>;
-      case 16: return route_kernel<16>;
-      case 32: return route_kernel<32>;
-      default: return route_kernel<128>;
+      case 4: return kernel_for<4>(params.kind);
+      case 8: return kernel_for<8>(params.kind);
+      case 16: return kernel_for<16>(params.kind);
+      case 32: return route_kernel<32, RouteKind::kAny>;
+      default: return route_kernel<128, RouteKind::kAny>;
     }
   }();
   launch(kernel,
          {.grid = static_cast<unsigned>(ceil_div<int64_t>(job.tokens.limit, kWarpsPerBlock)),
           .block = kWarpsPerBlock * kLanes,
           .overlap_previous = device_facts(device).capability >= 90},
-         static_cast<cudaStream_t>(stream.handle), route_params(job));
+         static_cast<cudaStream_t>(stream.handle), params);
 }
 
 }  // namespace switchyard::cuda

@@ -18,8 +18,16 @@ namespace switchyard::cuda {
 inline constexpr int kLanes = 32;
 inline constexpr uint32_t kAllLanes = ~0u;
 
+/// What a kernel may know of the method: most of a token's time went to code for the others.
+enum class RouteKind {
+  kAny,
+  kLogits,  ///< renormalised softmax of whole lanes: logits are compared, few of them weighed
+  kBiased,  ///< sigmoid and selection bias of whole lanes, with groups of whole lanes or none
+};
+
 struct RouteParams {
   RouteJob job;
+  RouteKind kind;
   bool throughput;   ///< many tokens: fewer instructions; else a shorter chain
   bool whole_lanes;  ///< a lane's logits and biases are all there and aligned, or none is
   int group_shift;   ///< a group is 2^group_shift whole lanes; or -1
@@ -72,12 +80,12 @@ __device__ inline float flushed(float value) {
   return key;
 }
 
-template <int kSlots>
+template <int kSlots, RouteKind kKind = RouteKind::kAny>
 class TokenRouter {
  public:
   __device__ TokenRouter(const RouteParams& params, RouteScratch& scratch)
       : job_(params.job),
-        whole_lanes_(params.whole_lanes),
+        whole_lanes_(kKind != RouteKind::kAny || params.whole_lanes),
         throughput_(params.throughput),
         group_shift_(params.group_shift),
         scratch_(scratch) {}
@@ -89,9 +97,9 @@ class TokenRouter {
     first_logit_ = token * job_.num_experts;
     bool routed = exists;
     if (exists) {
-      if (!job_.spec.hash && !keys_are_logits()) load_biases(keys_);  // beside the logits
+      if (!hash() && !keys_are_logits()) load_biases(keys_);  // beside the logits
       load_logits();
-      if (job_.spec.hash) {
+      if (hash()) {
         routed = look_up(token);
       } else {
         choose();
@@ -119,12 +127,15 @@ class TokenRouter {
   __device__ int expert(int slot) const { return lane_ * kSlots + slot; }
   __device__ bool has(int slot) const { return expert(slot) < job_.num_experts; }
 
-  __device__ float biased(float logit, int e) const {
-    if (job_.logit_bias != nullptr) logit += load_one(job_.logit_bias, job_.logit_bias_type, e);
+  __device__ float logit_bias(int e) const {
+    return load_one(job_.logit_bias, job_.logit_bias_type, e);
+  }
+  __device__ static float finite(float logit) {
     return fminf(fmaxf(logit, -FLT_MAX), FLT_MAX);  // finite_logit: fmaxf prefers the number to NaN
   }
   __device__ float logit_of(int e) const {
-    return biased(load_one(job_.logits, job_.logits_type, first_logit_ + e), e);
+    const float logit = load_one(job_.logits, job_.logits_type, first_logit_ + e);
+    return finite(job_.logit_bias == nullptr ? logit : logit + logit_bias(e));
   }
 
   /// This lane's part of a row of floats.
@@ -171,10 +182,26 @@ class TokenRouter {
                   job_.logits_type == DataType::kBf16);
     }
 #pragma unroll kUnroll
-    for (int j = 0; j < kSlots; ++j) logits_[j] = biased(logits_[j], expert(j));
+    for (int j = 0; j < kSlots; ++j) {
+      if (job_.logit_bias != nullptr) logits_[j] += logit_bias(expert(j));
+      logits_[j] = finite(logits_[j]);
+    }
   }
 
-  __device__ bool is_softmax() const { return job_.spec.scoring == Scoring::kSoftmax; }
+  __device__ Scoring scoring() const {
+    return kKind == RouteKind::kLogits   ? Scoring::kSoftmax
+           : kKind == RouteKind::kBiased ? Scoring::kSigmoid
+                                         : job_.spec.scoring;
+  }
+  __device__ bool is_softmax() const { return scoring() == Scoring::kSoftmax; }
+  __device__ bool hash() const { return kKind == RouteKind::kAny && job_.spec.hash; }
+  __device__ bool has_groups() const {
+    return kKind != RouteKind::kLogits && job_.spec.num_groups > 1;
+  }
+  __device__ bool has_selection_bias() const {
+    return kKind == RouteKind::kBiased ||
+           (kKind == RouteKind::kAny && job_.selection_bias != nullptr);
+  }
   /// Largest of the warp; NaN does not count, and there are other numbers.
   __device__ static float warp_max(float value) {
     return from_ordered(__reduce_max_sync(kAllLanes, ordered(fmaxf(value, -FLT_MAX))));
@@ -193,22 +220,21 @@ class TokenRouter {
   }
 
   __device__ bool keys_are_logits() const {
-    const bool sums_groups =
-        job_.spec.num_groups > 1 && job_.spec.group_score == GroupScore::kTop2Sum;
-    return job_.selection_bias == nullptr && !sums_groups;
+    return !has_selection_bias() &&
+           !(has_groups() && job_.spec.group_score == GroupScore::kTop2Sum);
   }
   __device__ void load_biases(float (&biases)[kSlots]) const {
-    if (job_.selection_bias != nullptr && whole_lanes_ && has(0)) {
+    if (has_selection_bias() && whole_lanes_ && has(0)) {
       return load_floats(job_.selection_bias + expert(0), biases);
     }
 #pragma unroll kUnroll
     for (int j = 0; j < kSlots; ++j) {
-      biases[j] = job_.selection_bias != nullptr && has(j) ? job_.selection_bias[expert(j)] : 0.0f;
+      biases[j] = has_selection_bias() && has(j) ? job_.selection_bias[expert(j)] : 0.0f;
     }
   }
   /// Scores take the logits' place. One loop per scoring, so that the slots' chains overlap.
   __device__ void score_logits() {
-    if (job_.spec.scoring == Scoring::kSigmoid) {
+    if (scoring() == Scoring::kSigmoid) {
 #pragma unroll kUnroll
       for (int j = 0; j < kSlots; ++j) logits_[j] = branchless_sigmoid(logits_[j]);
     } else if (is_softmax()) {
@@ -425,8 +451,9 @@ class TokenRouter {
   /// Experts in order of choice to scratch, and the logit or score of each.
   __device__ void choose() {
     make_keys();
-    if (job_.spec.num_groups > 1) {
-      group_shift_ >= 0 ? keep_best_groups() : keep_best_uneven_groups();
+    if (has_groups()) {
+      kKind == RouteKind::kBiased || group_shift_ >= 0 ? keep_best_groups()
+                                                       : keep_best_uneven_groups();
     }
     if constexpr (kSlots <= kLanes) {
       if (job_.top_k <= kLanes) {
@@ -460,21 +487,22 @@ class TokenRouter {
   /// Makes scores of what choose() left; returns what divides them.
   __device__ float weigh() {
     const RoutingSpec& spec = job_.spec;
-    const bool logits = spec.hash || keys_are_logits();
+    const bool logits = hash() || keys_are_logits();
     __syncwarp();
     // The first choice is the largest logit; a subnormal one is taken for 0, which scores alike.
-    if (logits && !spec.hash) max_ = flushed(scratch_.scores[0]);
+    if (logits && !hash()) max_ = flushed(scratch_.scores[0]);
     for (int k = lane_; k < align_up(job_.top_k, 4); k += kLanes) {
       const float value = scratch_.scores[k];
-      const float score = logits ? gating_score(spec.scoring, value, max_) : value;
+      const float score = logits ? gating_score(scoring(), value, max_) : value;
       scratch_.scores[k] = k < job_.top_k ? score : 0.0f;
     }
     __syncwarp();
     float divisor = 1.0f;
-    if (is_softmax() && (!spec.renormalize || spec.renormalize_epsilon > 0)) {
+    if (kKind != RouteKind::kLogits && is_softmax() &&
+        (!spec.renormalize || spec.renormalize_epsilon > 0)) {
       divisor = denominator();
     }
-    if (!spec.renormalize) return divisor;
+    if (kKind != RouteKind::kLogits && !spec.renormalize) return divisor;
     float sum = 0.0f;
     for (int k = 0; k < job_.top_k; k += 4) {
       const float4 four = *reinterpret_cast<const float4*>(scratch_.scores + k);

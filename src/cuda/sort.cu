@@ -1,4 +1,5 @@
-// The sort contract of ops.h; core/sort_plan.h describes the two paths. Blocks beside the sorting
+// The sort contract of ops.h; core/sort_plan.h describes the paths; few
+// tokens are sort_few.cu's. Blocks beside the sorting
 // ones zero the output buffer meanwhile.
 
 #include <bit>
@@ -6,17 +7,12 @@
 #include "cuda/sm90/ptx.cuh"
 #include "cuda/sort.h"
 #include "cuda/sort_batch.cuh"
+#include "cuda/sort_few.h"
 
 namespace switchyard::cuda {
 namespace {
 
 constexpr int kThreads = static_cast<int>(kSortThreads);
-constexpr int32_t kOneBits = 0x3f800000;         // 1.0f
-constexpr int64_t kPieceVectors = 8 * kThreads;  // 64 KB
-
-__device__ int32_t load_weight(const SortJob& job, int32_t pair) {
-  return job.topk_weights == nullptr ? kOneBits : __ldcg(job.topk_weights + pair);
-}
 
 /// Consecutive pairs that are ranked together, and how many of them belong to tokens that exist.
 struct Pass {
@@ -30,10 +26,6 @@ __device__ Pass pass_at(const SortParams& p, int32_t first_token, int32_t end_to
   const int32_t tokens = min(p.tokens_per_pass, end_token - first_token);
   return {first_token, first_token * p.job.top_k, tokens * p.job.top_k,
           live_pairs(p, tokens, num_tokens - first_token)};
-}
-
-__device__ bool is_expert(const SortJob& job, int32_t id) {
-  return static_cast<uint32_t>(id) < static_cast<uint32_t>(job.num_experts);
 }
 
 /// Some of a thread's pairs of a pass (every num_threads() one), loaded all at once.
@@ -107,17 +99,6 @@ __device__ int32_t rank_in_pass(const SortParams& p, const SortShared& s, const 
   return *s.repeated != 0 ? count_ids(p, pass, id, pair) : rank_of(p, s, id, token);
 }
 
-/// Piece `piece` of the buffer to zero. Small pieces: SMs take one whenever they have room.
-__device__ void zero_piece(const SortJob& job, int32_t piece) {
-  auto* vectors = static_cast<uint4*>(job.zeroed);
-  const int64_t count = job.zeroed_bytes / 16;
-  const int64_t first = piece * kPieceVectors + thread();
-#pragma unroll
-  for (int i = 0; i < static_cast<int>(kPieceVectors) / kThreads; ++i) {
-    if (first + i * kThreads < count) vectors[first + i * kThreads] = uint4{0, 0, 0, 0};
-  }
-}
-
 __global__ void __launch_bounds__(kThreads)
     sort_one_shot_kernel(const __grid_constant__ SortParams p) {
   let_next_kernel_start();
@@ -125,7 +106,7 @@ __global__ void __launch_bounds__(kThreads)
   const auto block = static_cast<int32_t>(blockIdx.x);
   if (block >= p.num_sorters) {
     wait_for_previous_kernel();
-    return zero_piece(job, block - p.num_sorters);
+    return zero_piece<kThreads>(job, block - p.num_sorters);
   }
   const SortShared s = carve_sort(p);
   clear_bitmaps(p, s);
@@ -346,7 +327,7 @@ __global__ void __launch_bounds__(kThreads)
   let_next_kernel_start();
   const SortJob& job = p.job;
   const auto chunk = static_cast<int32_t>(blockIdx.x);
-  if (chunk >= p.num_sorters) return zero_piece(job, chunk - p.num_sorters);
+  if (chunk >= p.num_sorters) return zero_piece<kThreads>(job, chunk - p.num_sorters);
   const SortShared s = carve_sort(p);
   const Staging staging = carve_staging(p, s);
   const int32_t begin = chunk * p.tokens_per_chunk;
@@ -385,11 +366,7 @@ __global__ void sort_nothing_kernel(const __grid_constant__ SortParams p) {
   const auto block = static_cast<int32_t>(blockIdx.x);
   const auto num_blocks = static_cast<int32_t>(gridDim.x);
   finish_lists(p, nothing, {0, 0}, 0, block * num_threads() + thread(), num_blocks * num_threads());
-  zero_piece(p.job, block);
-}
-
-int64_t num_pieces(const SortJob& job) {
-  return ceil_div<int64_t>(job.zeroed_bytes / 16, kPieceVectors);
+  zero_piece<kThreads>(p.job, block);
 }
 
 }  // namespace
@@ -398,6 +375,10 @@ SortParams sort_params(const SortJob& job, const SortPlan& plan, void* scratch) 
   const auto block_bits = [&](int64_t rows) {
     return static_cast<int32_t>(
         std::bit_width(static_cast<uint32_t>(ceil_div<int64_t>(rows, job.unit_size))));
+  };
+  const auto inverse = [](int32_t divisor) {  // 2^32 becomes 0
+    return static_cast<uint32_t>(
+        ceil_div<uint64_t>(uint64_t{1} << 32, static_cast<uint64_t>(divisor)));
   };
   const bool shifts = std::has_single_bit(static_cast<uint32_t>(job.unit_size));
   return {.job = job,
@@ -411,8 +392,8 @@ SortParams sort_params(const SortJob& job, const SortPlan& plan, void* scratch) 
           .block_bits = block_bits(job.tokens.limit),
           .repeated_block_bits = block_bits(job.tokens.limit * job.top_k),
           .unit_shift = shifts ? std::countr_zero(static_cast<uint32_t>(job.unit_size)) : -1,
-          .top_k_inverse = static_cast<uint32_t>(
-              ceil_div<uint64_t>(uint64_t{1} << 32, static_cast<uint64_t>(job.top_k)))};
+          .top_k_inverse = inverse(job.top_k),
+          .unit_inverse = inverse(job.unit_size)};
 }
 
 void sort(const SortJob& job, const SortPlan& plan, void* scratch, int device, Stream stream) {
@@ -428,6 +409,7 @@ void sort(const SortJob& job, const SortPlan& plan, void* scratch, int device, S
     shape.shared_bytes = 0;
     return launch(sort_nothing_kernel, shape, cuda_stream, p);
   }
+  if (plan.path == SortPath::kFewTokens) return sort_few(p, shape, cuda_stream);
   if (plan.path == SortPath::kOneShot) return launch(sort_one_shot_kernel, shape, cuda_stream, p);
   if (shape.overlap_previous) p.cluster = kSortClusterChunks;
   LaunchShape counting = shape;

@@ -18,6 +18,7 @@ struct SortParams {
   int32_t repeated_block_bits;  // and when one may
   int32_t unit_shift;           // unit_size is 1 << unit_shift, or -1
   uint32_t top_k_inverse;       // ceil(2^32 / top_k): exact quotients below 2^32 / 127
+  uint32_t unit_inverse;        // likewise of the unit; both 0 for a divisor of 1
 };
 SortParams sort_params(const SortJob& job, const SortPlan& plan, void* scratch);
 
@@ -49,18 +50,30 @@ __device__ inline SortShared carve_sort(const SortParams& p) {
   return s;
 }
 
+inline constexpr int kWarp = 32;
 __device__ inline int thread() { return static_cast<int>(threadIdx.x); }
 __device__ inline int num_threads() { return static_cast<int>(blockDim.x); }
-__device__ inline int lane() { return thread() % 32; }
+__device__ inline int lane() { return thread() & 31; }
 
 __device__ inline int32_t blocks_of(const SortParams& p, int32_t rows) {
   const int32_t unit = p.job.unit_size;
   return p.unit_shift >= 0 ? (rows + unit - 1) >> p.unit_shift : ceil_div(rows, unit);
 }
 
+/// value / divisor by ceil(2^32 / divisor), which stands for a divisor of 1 as 0.
+__device__ inline int32_t quotient(int32_t value, uint32_t inverse) {
+  return inverse == 0 ? value : static_cast<int32_t>(__umulhi(value, inverse));
+}
 /// Token of a pair, counted from the first of both.
 __device__ inline int32_t token_of(const SortParams& p, int32_t pair) {
-  return p.job.top_k == 1 ? pair : static_cast<int32_t>(__umulhi(pair, p.top_k_inverse));
+  return quotient(pair, p.top_k_inverse);
+}
+__device__ inline bool is_expert(const SortJob& job, int32_t id) {
+  return static_cast<uint32_t>(id) < static_cast<uint32_t>(job.num_experts);
+}
+__device__ inline int32_t load_weight(const SortJob& job, int32_t pair) {
+  constexpr int32_t kOneBits = 0x3f800000;  // 1.0f
+  return job.topk_weights == nullptr ? kOneBits : __ldcg(job.topk_weights + pair);
 }
 
 /// Clears the bitmaps; ends unsynchronised. Touches shared memory only.
@@ -165,6 +178,23 @@ __device__ Placed place_experts(const SortParams& p, const SortShared& s, int32_
   __syncthreads();
   return {static_cast<int32_t>(__reduce_add_sync(~0u, all.x)),
           static_cast<int32_t>(__reduce_add_sync(~0u, all.y) & 0xffffu)};
+}
+
+/// 16-byte vectors of a piece of the buffer to zero. Small pieces: SMs take one when they have
+/// room.
+inline constexpr int64_t kPieceVectors = 4096;
+inline int64_t num_pieces(const SortJob& job) {
+  return ceil_div<int64_t>(job.zeroed_bytes / 16, kPieceVectors);
+}
+template <int kThreads>
+__device__ void zero_piece(const SortJob& job, int32_t piece) {
+  auto* vectors = static_cast<uint4*>(job.zeroed);
+  const int64_t count = job.zeroed_bytes / 16;
+  const int64_t first = piece * kPieceVectors + thread();
+#pragma unroll
+  for (int i = 0; i < static_cast<int>(kPieceVectors) / kThreads; ++i) {
+    if (first + i * kThreads < count) vectors[first + i * kThreads] = uint4{0, 0, 0, 0};
+  }
 }
 
 __device__ inline void write_row(const SortJob& job, int32_t row, int32_t packed, int32_t weight) {

@@ -26,7 +26,7 @@ TEST(SortPlan, CoversEveryTokenWithinTheLimits) {
         EXPECT_GE(plan.bitmap_words * 32, plan.tokens_per_pass);
         EXPECT_EQ(plan.bitmap_words % 2, 1) << "experts must not share a bank";
         EXPECT_LE(plan.shared_bytes, kSharedOfAnSm);
-        if (plan.path == SortPath::kOneShot) {
+        if (plan.path != SortPath::kChunked) {
           EXPECT_GE(plan.num_blocks * plan.threads, tokens * top_k) << "one pair per thread";
           EXPECT_GE(plan.tokens_per_pass, tokens);
           EXPECT_EQ(plan.workspace_bytes, 0);
@@ -51,8 +51,11 @@ TEST(SortPlan, ScratchOfABatchServesEverySmallerOne) {
 }
 
 TEST(SortPlan, DecodeRanksEverythingEverywhereAndPrefillIsChunked) {
-  static_assert(plan_sort(64, 9, 257, 32).path == SortPath::kOneShot);
-  static_assert(plan_sort(64, 8, 1024, 32).path == SortPath::kOneShot);
+  static_assert(plan_sort(64, 9, 257, 32).path == SortPath::kFewTokens);
+  static_assert(plan_sort(64, 16, 1024, 32).path == SortPath::kFewTokens);
+  static_assert(plan_sort(65, 9, 257, 32).path == SortPath::kOneShot);
+  static_assert(plan_sort(64, 17, 1024, 32).path == SortPath::kOneShot);
+  static_assert(plan_sort(64, 9, 1025, 32).path == SortPath::kOneShot);
   static_assert(plan_sort(16384, 9, 257, 32).path == SortPath::kChunked);
   static_assert(plan_sort(16384, 9, 257, 32).num_blocks == kSortMaxChunks);
 }
@@ -63,6 +66,14 @@ TEST(SortPlan, QuotientsByTheInverseAreExact) {
     const uint64_t inverse = ceil_div(uint64_t{1} << 32, top_k);
     for (uint64_t pair = 0; pair < 70000; ++pair) {
       ASSERT_EQ(pair * inverse >> 32, pair / top_k) << pair << " / " << top_k;
+    }
+  }
+  // Rows by the unit, where tokens are few.
+  for (const uint64_t unit : {2, 3, 31, 96, 127, 128, 1000, 1023, 1024}) {
+    const uint64_t inverse = ceil_div(uint64_t{1} << 32, unit);
+    const auto most = static_cast<uint64_t>(kSortFewPairs * kSortFewUnit + kSortFewPairs);
+    for (uint64_t row = 0; row < most; ++row) {
+      ASSERT_EQ(row * inverse >> 32, row / unit) << row << " / " << unit;
     }
   }
 }
