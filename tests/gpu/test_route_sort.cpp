@@ -6,6 +6,7 @@
 #include <string>
 
 #include "core/expert_sort.h"
+#include "core/sort_plan.h"
 #include "cpu/steps.h"
 #include "cuda/route_sort.h"
 #include "gpu/device_tensor.h"
@@ -171,6 +172,7 @@ TEST(GpuRouteSort, EveryTokenCountAndModel) {
                                {512, 10},
                                {896, 16},
                                {1024, 32}}) {
+      if (t * k > kSortFewPairs) continue;
       run({.num_tokens = t, .num_experts = e, .top_k = k, .unit_size = 16});
     }
   }
@@ -203,7 +205,7 @@ TEST(GpuRouteSort, LeavesWhatItCannotRoute) {
   EXPECT_FALSE(cuda::can_route_and_sort(spec, 1, device));
   spec = {.num_experts = 1025, .top_k = 8};
   EXPECT_FALSE(cuda::can_route_and_sort(spec, 1, device));
-  spec.num_fused_shared = 1;
+  spec = {.num_experts = 1024, .top_k = 8, .num_fused_shared = 1};
   EXPECT_TRUE(cuda::can_route_and_sort(spec, 1, device));
   spec.routing.hash = true;
   EXPECT_FALSE(cuda::can_route_and_sort(spec, 1, device));

@@ -1,165 +1,132 @@
 // A warp routes a token and tells every block of the cluster which experts it chose; then every
 // block ranks the whole batch by itself and writes the rows of its own tokens.
 
+#include <bit>
+
 #include "cuda/launch.cuh"
 #include "cuda/route_token.cuh"
 #include "cuda/sm90/decode_round.cuh"
 #include "cuda/sm90/ptx.cuh"
 #include "cuda/sm90/route_sort.h"
-#include "cuda/sort_batch.cuh"
+#include "cuda/sort_few.cuh"
 
 namespace switchyard::cuda::sm90 {
 namespace {
 
-constexpr int kMaxWarps = 16;
+constexpr int kTokensPerBlock = kFewThreads / kLanes;
 
 struct Params {
   RouteParams route;
   SortParams sort;
   RoundJob round;
   uint32_t num_blocks;  // that route: the first cluster; the others round
-  bool few_pairs;       // one block routes, and a warp compares all pairs with each other
 };
 
-/// At most a warp's pairs, a token after the other, and only the lists that every sort writes: no
-/// bitmaps, whose clearing, counting and placing cost more than what few pairs have to say.
-constexpr int64_t kFewPairs = 32, kFewTokens = kMaxWarps / 2;
-bool are_few(const SortJob& job) {
-  return job.tokens.limit <= kFewTokens && job.tokens.limit * job.top_k <= kFewPairs &&
-         job.expert_mask == nullptr && job.local_topk_ids == nullptr && job.m_indices == nullptr &&
-         job.reverse_sorted == nullptr;
-}
-__device__ void sort_few(const SortParams& p, const int32_t* ids, const int32_t* weights,
-                         int32_t num_tokens, int32_t* rows_of_block) {
-  const SortJob& job = p.job;
-  const int32_t padding = pack_pair(job.tokens.limit, job.top_k);
-  if (thread() < kLanes) {
-    const auto num_pairs = static_cast<int32_t>(job.tokens.limit) * job.top_k;
-    const int32_t pair = thread();
-    const int32_t id = pair < num_pairs ? ids[pair] : -1;
-    const uint32_t alike = __match_any_sync(~0u, id);
-    const int32_t before = __popc(alike & ((1u << pair) - 1u));
-    const int32_t blocks = id >= 0 && before == 0 ? blocks_of(p, __popc(alike)) : 0;
-    int32_t first_block = 0;
-    for (int32_t other = 0; other < num_pairs; ++other) {
-      const bool lower = __shfl_sync(~0u, id, other) < id;
-      first_block += __shfl_sync(~0u, blocks, other) * (lower ? 1 : 0);
-    }
-    if (id >= 0) {
-      const int32_t token = token_of(p, pair);
-      write_row(job, first_block * job.unit_size + before,
-                pack_pair(token, pair - token * job.top_k), weights[pair]);
-    }
-    for (int32_t b = 0; b < blocks; ++b) {
-      job.sorted_expert_ids[first_block + b] = id;
-      rows_of_block[first_block + b] = __popc(alike) - b * job.unit_size;
-    }
-    const int32_t all = __reduce_add_sync(~0u, blocks);
-    for (int32_t b = all + pair; b < job.num_blocks; b += kLanes) {
-      job.sorted_expert_ids[b] = -1;
-      rows_of_block[b] = 0;
-    }
-    if (pair == 0) {
-      job.num_valid_ids[0] = all * job.unit_size;
-      if (job.num_valid > 1) job.num_valid_ids[1] = num_tokens;
-    }
-  }
-  __syncthreads();
-  for (int32_t row = thread(); row < job.capacity; row += num_threads()) {
-    const int32_t block = row / job.unit_size;
-    if (row - block * job.unit_size >= rows_of_block[block]) write_row(job, row, padding, 0);
-  }
-}
+struct Shared {
+  SortFewShared sort;
+  RouteScratch scratch[kTokensPerBlock];
+  int32_t ids[kSortFewPairs];  // of all tokens, where several blocks route
+};
 
 __device__ void zero(const SortJob& job, int32_t at, int32_t step) {
   auto* vectors = static_cast<uint4*>(job.zeroed);
   for (int64_t i = at; i < job.zeroed_bytes / 16; i += step) vectors[i] = uint4{0, 0, 0, 0};
 }
 
-template <int kSlots>
-__global__ void __launch_bounds__(kMaxWarps* kLanes)
+/// Marks the pairs of all blocks. Every block gets the ids and makes its own bitmaps: stores to
+/// other blocks overlap, atomics to their bitmaps took 45 ns each.
+__device__ void exchange_and_mark(const SortParams& p, Shared& s, uint32_t num_blocks,
+                                  const FewPair& own, int slot, int32_t num_tokens) {
+  const int32_t top_k = p.job.top_k;
+  cluster_wait();  // the others have begun
+  if (slot < top_k && own.token < p.job.tokens.limit) {
+    for (uint32_t rank = 0; rank < num_blocks; ++rank) {
+      cluster_store(shared_address_in(s.ids + own.token * top_k + slot, rank), own.id);
+    }
+  }
+  __syncwarp();
+  cluster_arrive();
+  cluster_wait();
+  constexpr int kPairs = static_cast<int>(kSortFewPairs) / kFewThreads;
+  FewPair pairs[kPairs];
+#pragma unroll
+  for (int i = 0; i < kPairs; ++i) {
+    const int32_t pair = thread() + i * kFewThreads;
+    const int32_t token = token_of(p, pair);
+    pairs[i] = token < num_tokens ? FewPair{s.ids[pair], token} : FewPair{-1, 0};
+  }
+  mark_pairs(p.job, s.sort, pairs);
+}
+
+template <int kSlots, RouteKind kKind>
+__global__ void __launch_bounds__(kFewThreads)
     route_sort_kernel(const __grid_constant__ Params params) {
+  __shared__ Shared s;
   const SortParams& p = params.sort;
   const RouteJob& job = params.route.job;
   if (blockIdx.x >= params.num_blocks) {
     wait_for_previous_kernel();
     let_next_kernel_start();
     return round_rows(params.round, static_cast<int32_t>(blockIdx.x - params.num_blocks),
-                      reinterpret_cast<float*>(sort_shared_memory));
+                      s.scratch[0].keys);
   }
-  const SortShared s = carve_sort(p);
-  auto* ids = reinterpret_cast<int32_t*>(s.rest);  // [warps of the cluster][top_k]
-  const int num_ids = static_cast<int>(params.num_blocks) * num_threads() / kLanes * p.job.top_k;
-  auto* scratch = reinterpret_cast<RouteScratch*>(
-      align_up<uint64_t>(reinterpret_cast<uint64_t>(ids + num_ids), alignof(RouteScratch)));
   const uint32_t num_blocks = params.num_blocks;
-  if (!params.few_pairs) clear_bitmaps(p, s);
+  clear_few(s.sort);
   if (num_blocks > 1) cluster_arrive();
+  __syncthreads();
   wait_for_previous_kernel();
   let_next_kernel_start();
 
-  const int32_t at = static_cast<int32_t>(blockIdx.x) * num_threads() + thread();
-  const int32_t token = at / kLanes;
+  const int32_t at = static_cast<int32_t>(blockIdx.x) * kFewThreads + thread();
   const auto num_tokens = static_cast<int32_t>(job.tokens.value());
-  load_mask(p, s);
-  int32_t id = -1;
+  constexpr int kGroups = kSlots == 4 ? 1 : kSlots == 8 ? 2 : 4;  // with room for shared experts
+  bool local[kGroups];
+  load_few_mask(p.job, local);
+  FewPair own{-1, at / kLanes};
+  const int slot = lane();
   float weight = 0.0f;
-  if (token < job.tokens.limit) {
-    const int32_t first = token * p.job.top_k;
-    TokenRouter<kSlots> router(params.route, scratch[thread() / kLanes]);
-    router.route(token, token < num_tokens, [&](int k, int32_t chosen, float its_weight) {
-      id = chosen;
+  if (own.token < job.tokens.limit) {
+    const int32_t first = own.token * p.job.top_k;
+    TokenRouter<kSlots, kKind> router(params.route, s.scratch[thread() / kLanes]);
+    router.route(own.token, own.token < num_tokens, [&](int k, int32_t id, float its_weight) {
+      own.id = id;
       weight = its_weight;
-      job.topk_ids[first + k] = chosen;
+      job.topk_ids[first + k] = id;
       job.topk_weights[first + k] = its_weight;
     });
   }
-  const int slot = thread() % kLanes;
-  if (params.few_pairs) {
-    int32_t* weights = ids + kFewTokens * p.job.top_k;
-    if (token < job.tokens.limit && slot < p.job.top_k) {
-      ids[token * p.job.top_k + slot] = id;
-      weights[token * p.job.top_k + slot] = __float_as_int(weight);
-    }
-    __syncthreads();
-    sort_few(p, ids, weights, num_tokens, reinterpret_cast<int32_t*>(scratch));
-    return zero(p.job, at, num_threads());
-  }
-  const auto mark = [&](int32_t expert, int32_t its_token) {
-    atomicOr(s.bitmaps + expert * p.bitmap_words + its_token / 32, 1u << (its_token % 32));
-  };
   __syncwarp();
   if (num_blocks > 1) {
-    // Every block gets the ids and makes its own bitmaps: stores to other blocks overlap, atomics
-    // to their bitmaps took 45 ns each.
-    cluster_wait();  // the others have begun
-    for (uint32_t rank = 0; slot < p.job.top_k && rank < num_blocks; ++rank) {
-      cluster_store(shared_address_in(ids + token * p.job.top_k + slot, rank), id);
-    }
-    __syncwarp();
-    cluster_arrive();
-    cluster_wait();
-    const auto num_pairs = static_cast<int32_t>(job.tokens.limit) * p.job.top_k;
-    for (int32_t pair = thread(); pair < num_pairs; pair += num_threads()) {
-      if (ids[pair] >= 0) mark(ids[pair], token_of(p, pair));
-    }
+    exchange_and_mark(p, s, num_blocks, own, slot, num_tokens);
   } else {
-    __syncthreads();  // the bitmaps are clear
-    if (id >= 0) mark(id, token);
+    const FewPair pairs[] = {own};
+    mark_pairs(p.job, s.sort, pairs);
   }
   __syncthreads();
 
-  const Placed placed =
-      place_experts(p, s, p.block_bits, [&](int e) { return count_bits(p, s, e); });
-  const bool chosen = id >= 0 && s.local_id[id] >= 0;
-  const int32_t row = chosen ? s.first_block[id] * p.job.unit_size + rank_of(p, s, id, token) : -1;
-  if (chosen) write_row(p.job, row, pack_pair(token, slot), __float_as_int(weight));
-  if (token < job.tokens.limit && slot < p.job.top_k) {
-    write_pair(p.job, token * p.job.top_k + slot, row, chosen ? s.local_id[id] : -1);
+  const auto experts = place_few_experts(p, s.sort, local, false, 0);
+  const int32_t rank = own.id >= 0 ? rank_of_few(s.sort, own.id, own.token) : 0;
+  __syncthreads();
+  if (own.token < job.tokens.limit && slot < p.job.top_k) {
+    const int32_t pair = own.token * p.job.top_k + slot;
+    write_few_pair(p, s.sort, own, rank, pair, __float_as_int(weight));
   }
-  const auto step = static_cast<int32_t>(num_blocks) * num_threads();
-  finish_lists(p, s, placed, num_tokens, at, step);
+  list_few_blocks(p, s.sort, experts);
+  __syncthreads();
+  const auto step = static_cast<int32_t>(num_blocks) * kFewThreads;
+  write_few_lists(p, s.sort, num_tokens, at, step);
   zero(p.job, at, step);
+}
+
+using Kernel = void (*)(Params);
+template <int kSlots>
+Kernel kernel_for(RouteKind kind) {
+  switch (kind) {
+    case RouteKind::kLogits: return route_sort_kernel<kSlots, RouteKind::kLogits>;
+    case RouteKind::kBiased: return route_sort_kernel<kSlots, RouteKind::kBiased>;
+    case RouteKind::kAny: break;
+  }
+  return route_sort_kernel<kSlots, RouteKind::kAny>;
 }
 
 }  // namespace
@@ -167,32 +134,25 @@ __global__ void __launch_bounds__(kMaxWarps* kLanes)
 void route_sort(const RouteJob& route, const SortJob& sort, const RoundJob& round, Stream stream) {
   const int64_t num_tokens = sort.tokens.limit;
   const SortPlan plan = plan_sort(num_tokens, sort.top_k, sort.num_experts, sort.unit_size);
-  const auto kernel = [&] {
+  Params params{
+      .route = route_params(route), .sort = sort_params(sort, plan, nullptr), .round = round};
+  const RouteKind kind = params.route.kind;
+  const auto kernel = [&]() -> Kernel {
     switch (route_slots(route.num_experts)) {
-      case 4: return route_sort_kernel<4>;
-      case 8: return route_sort_kernel<8>;
-      case 16: return route_sort_kernel<16>;
-      default: return route_sort_kernel<32>;
+      case 4: return kernel_for<4>(kind);
+      case 8: return kernel_for<8>(kind);
+      case 16: return kernel_for<16>(kind);
+      default: return route_sort_kernel<32, RouteKind::kAny>;
     }
   }();
   // A token per warp; warps without one help to write the lists.
-  const int64_t warps = num_tokens <= kMaxWarps ? kMaxWarps : kMaxWarps / 2;
-  const auto blocks = static_cast<unsigned>(ceil_div(num_tokens, warps));
-  const int64_t threads = warps * kLanes;
-  const unsigned cluster = blocks <= 2 ? blocks : blocks <= 4 ? 4 : 8;
-  const int64_t shared_bytes =
-      (sort_common_words(sort.num_experts, plan.bitmap_words) + cluster * warps * sort.top_k) * 4 +
-      static_cast<int64_t>(alignof(RouteScratch)) +
-      warps * static_cast<int64_t>(sizeof(RouteScratch));
-  const Params params{.route = route_params(route),
-                      .sort = sort_params(sort, plan, nullptr),
-                      .round = round,
-                      .num_blocks = cluster,
-                      .few_pairs = are_few(sort)};
+  const auto blocks = static_cast<unsigned>(ceil_div<int64_t>(num_tokens, kTokensPerBlock));
+  const unsigned cluster = std::bit_ceil(blocks);
+  params.num_blocks = cluster;
+  const auto rounders = static_cast<unsigned>(round.blocks(kFewThreads));
   launch(kernel,
-         {.grid = align_up(cluster + static_cast<unsigned>(round.blocks(threads)), cluster),
-          .block = static_cast<unsigned>(threads),
-          .shared_bytes = shared_bytes,
+         {.grid = align_up(cluster + rounders, cluster),
+          .block = kFewThreads,
           .overlap_previous = true,
           .cluster = cluster},
          static_cast<cudaStream_t>(stream.handle), params);

@@ -7,12 +7,10 @@
 
 namespace switchyard::cuda::sm90 {
 
-inline constexpr int64_t kRouteSortTokens = 64;
-inline constexpr int64_t kRouteSortExperts = 1024;  ///< routed ones
-inline constexpr int64_t kRouteSortTopK = 32;       ///< fused shared experts included
+inline constexpr int64_t kRouteSortTopK = 32;  ///< fused shared experts included; a lane has one
 
-/// `sort` reads what `route` writes; 1 to kRouteSortTokens tokens, not of hash layers, whose rows
-/// may repeat an expert. Further blocks do `round` meanwhile.
+/// `sort` reads what `route` writes: a batch that core/sort_plan.h has kFewTokens for, not of hash
+/// layers, whose rows may repeat an expert. Further blocks do `round` meanwhile.
 void route_sort(const RouteJob& route, const SortJob& sort, const RoundJob& round, Stream stream);
 
 }  // namespace switchyard::cuda::sm90
