@@ -134,11 +134,19 @@ constexpr SortPlan plan_chunked(int64_t num_tokens, int64_t top_k, int64_t num_e
 
 }  // namespace detail
 
+/// The path's kernels, for a plan that people read.
+constexpr const char* sort_kernels(const SortPlan& plan) {
+  return plan.path == SortPath::kFewTokens ? "sort_few"
+         : plan.path == SortPath::kOneShot ? "sort_one_shot"
+                                           : "sort_count, sort_place";
+}
+
 /// Every size is positive; top_k <= 127 and num_experts <= 4096 (validated before).
 constexpr SortPlan plan_sort(int64_t num_tokens, int64_t top_k, int64_t num_experts,
                              int64_t unit_size, int64_t one_shot_pairs = kSortOneShotPairs) {
   if (num_tokens >= 1 && num_tokens <= kSortFewTokens && num_experts <= kSortFewExperts &&
-      num_tokens * top_k <= kSortFewPairs && unit_size <= kSortFewUnit) {
+      num_tokens * top_k <= kSortFewPairs && num_tokens * top_k <= one_shot_pairs &&
+      unit_size <= kSortFewUnit) {
     return detail::plan_few_tokens(num_tokens, top_k, num_experts, unit_size);
   }
   const int64_t words = (ceil_div(num_tokens, detail::kWordBits) | 1) * num_experts;

@@ -403,10 +403,7 @@ void CudaExperts::plan(int64_t num_tokens, int64_t top_k, const MachineLimits& l
          .predicted_us = predict_us(bytes, flops, limits.read_gbps, limits.f32_gflops)});
   };
   const bool chunked = sort_plan.path == SortPath::kChunked;
-  add("sort",
-      sort_plan.path == SortPath::kFewTokens ? "sort_few"
-      : chunked                              ? "sort_count, sort_place"
-                                             : "sort_one_shot",
+  add("sort", sort_kernels(sort_plan),
       !chunked ? "few pairs: every block ranks them all and writes its share"
                : "chunks of tokens, counted by one kernel and placed by the next",
       pairs * 16, 0);

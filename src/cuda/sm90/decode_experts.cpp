@@ -497,8 +497,8 @@ void DecodeExperts::plan(int64_t num_tokens, int64_t top_k, const MachineLimits&
       fmt::format("weights streamed in equal shares of all SMs, {:.0f} pass{}, tiles of {} tokens",
                   passes, passes == 1 ? "" : "es", unit);
   const double matrices = spec_.activation.gated() ? 2 : 1;
-  add("sort", "sort_one_shot", "few pairs: every block ranks them all and writes its share",
-      pairs * 16, 0);
+  add("sort", sort_kernels(plan_sort(pass, top_k, spec_.num_experts, unit)),
+      "few pairs: every block ranks them all and writes its share", pairs * 16, 0);
   add("gate_up", kernel, why,
       touched * static_cast<double>(gate_up_.packed->bytes()) + pairs * (inner + width) * 2,
       2 * matrices * pairs * width * inner);
