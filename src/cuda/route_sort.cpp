@@ -6,13 +6,14 @@
 namespace switchyard::cuda {
 
 bool can_route_and_sort(const LayerSpec& spec, int64_t num_tokens, int device) {
-  // Every block clears and counts all experts' bitmaps: with many of them one launch is slower than
-  // two but for few tokens (E896 K16: T=4 7.1 against 8.5 us, T=16 13.6 against 9.6).
+  // The route of many experts is long and all blocks wait for the slowest: one launch is slower
+  // than two but for few tokens (E896 K16: T=2 5.17 against 5.28 us, T=16 7.5 against 6.4).
   constexpr int64_t kManyExperts = 512, kFewTokens = 4;
   const int64_t most_tokens = spec.num_routed() > kManyExperts ? kFewTokens : kSortFewTokens;
   return device_facts(device).capability == 90 && !spec.routing.hash && num_tokens <= most_tokens &&
          plan_sort(num_tokens, spec.top_k, spec.num_experts, 1).path == SortPath::kFewTokens &&
-         spec.top_k <= sm90::kRouteSortTopK;
+         spec.top_k <= sm90::kRouteSortTopK &&
+         sm90::can_route_sort(spec.num_routed(), spec.num_experts);
 }
 
 void route_and_sort(const RouteRequest* request, const SortJob& job, void* scratch, int device,

@@ -207,6 +207,9 @@ TEST(GpuRouteSort, LeavesWhatItCannotRoute) {
   EXPECT_FALSE(cuda::can_route_and_sort(spec, 1, device));
   spec = {.num_experts = 1024, .top_k = 8, .num_fused_shared = 1};
   EXPECT_TRUE(cuda::can_route_and_sort(spec, 1, device));
+  spec = {.num_experts = 513, .top_k = 11, .num_fused_shared = 1};  // no kernel for 512 and one
+  EXPECT_FALSE(cuda::can_route_and_sort(spec, 1, device));
+  spec = {.num_experts = 256, .top_k = 8};
   spec.routing.hash = true;
   EXPECT_FALSE(cuda::can_route_and_sort(spec, 1, device));
 }

@@ -15,6 +15,9 @@ namespace {
 
 constexpr int kTokensPerBlock = kFewThreads / kLanes;
 
+/// Groups of experts per warp of a kernel for so many slots: shared experts may need one more.
+constexpr int few_groups(int slots) { return slots == 4 ? 1 : slots <= 16 ? 2 : 4; }
+
 struct Params {
   RouteParams route;
   SortParams sort;
@@ -79,7 +82,7 @@ __global__ void __launch_bounds__(kFewThreads)
 
   const int32_t at = static_cast<int32_t>(blockIdx.x) * kFewThreads + thread();
   const auto num_tokens = static_cast<int32_t>(job.tokens.value());
-  constexpr int kGroups = kSlots == 4 ? 1 : kSlots == 8 ? 2 : 4;  // with room for shared experts
+  constexpr int kGroups = few_groups(kSlots);
   bool local[kGroups];
   load_few_mask(p.job, local);
   FewPair own{-1, at / kLanes};
@@ -130,6 +133,11 @@ Kernel kernel_for(RouteKind kind) {
 }
 
 }  // namespace
+
+bool can_route_sort(int64_t num_routed, int64_t num_experts) {
+  return num_routed <= kFewExperts &&
+         num_experts <= few_groups(route_slots(static_cast<int32_t>(num_routed))) * kFewThreads;
+}
 
 void route_sort(const RouteJob& route, const SortJob& sort, const RoundJob& round, Stream stream) {
   const int64_t num_tokens = sort.tokens.limit;

@@ -9,6 +9,9 @@ namespace switchyard::cuda::sm90 {
 
 inline constexpr int64_t kRouteSortTopK = 32;  ///< fused shared experts included; a lane has one
 
+/// Whether a kernel has room for so many experts, the routed and all.
+bool can_route_sort(int64_t num_routed, int64_t num_experts);
+
 /// `sort` reads what `route` writes: a batch that core/sort_plan.h has kFewTokens for, not of hash
 /// layers, whose rows may repeat an expert. Further blocks do `round` meanwhile.
 void route_sort(const RouteJob& route, const SortJob& sort, const RoundJob& round, Stream stream);
