@@ -86,7 +86,7 @@ if [ $shapes = 1 ]; then
   record
 fi
 
-part='GpuSort.DeviceSide*:GpuSort.OutputsMay*:GpuSort.FewTokens*:GpuSort.Lopsided*:GpuRoute.Ties*:GpuRoute.Groups'
+part='GpuSort.DeviceSide*:GpuSort.OutputsMay*:GpuSort.FewTokens*:GpuSort.Lopsided*:GpuRoute.Ties*:GpuRoute.Groups:GpuRouteSort.Ties*'
 part+=':GpuQuantize.Gathered*:GpuActivateQuantize.*:GpuCombine.*:GpuExperts.EveryActivation*:GpuExperts.Dense'
 part+=':GpuLayer.GraphReplays*'
 matrix='Sm90Decode.OneExpertForAll:Sm90Decode.LopsidedRouting:GpuSm90Gemm.LopsidedBatches:GpuSm90Fp4Prefill.LopsidedBatches'

@@ -48,7 +48,7 @@ __global__ void __launch_bounds__(kFewThreads)
   const int32_t num_live = num_tokens * job.top_k;
   const auto experts = place_few_experts(p, s, local, repeated, num_live);
   int32_t rank = is_expert(job, own.id) ? rank_of_few(s, own.id, own.token) : 0;
-  if (repeated) rank = count_few_ids(job, own.id, at);
+  if (repeated) rank = count_few_ids(job, own.id, min(at, num_live));
   __syncthreads();
   if (at < num_pairs) write_few_pair(p, s, own, rank, at, weight);
   list_few_blocks(p, s, experts);
