@@ -156,10 +156,8 @@ static void widen_weights(const Slab& slab, uint8_t* out) {
   using Words = IntBlock<Isa, PanelValues::kInt8, IntBytes::kWords>;
   for (int b = 0; b < slab.num_blocks; ++b, out += Words::kBlockBytes) {
     const uint8_t* block = slab.values + b * Bytes::kBlockBytes;
-    const auto prefetch = Prefetch<PanelValues::kInt8>::of(slab, b, true);
 #pragma GCC unroll 8
     for (int quad = 0; quad < 8; ++quad) {
-      if (quad % 2 == 0) Prefetch<PanelValues::kInt8>::step(prefetch, quad / 2, 4);
 #pragma GCC unroll 4
       for (int v = 0; v < kPanelRows / Isa::kLanes; ++v) {
         const auto words = Isa::words_less_128(Bytes::bytes(block, v, quad));
@@ -192,7 +190,7 @@ static void decode_bytes(const Slab& slab, uint8_t* out) {
 }
 
 template <class Isa, PanelValues kValues, IntBytes kBytes, bool kHalf, bool kZeros>
-static void int_rows(const MultiplyJob& job, const Slab& slab, bool fresh) {
+static void int_rows(const MultiplyJob& job, Slab slab, bool fresh) {
   constexpr bool kWords = kBytes == IntBytes::kWords;
   constexpr int kTileRows = kWords ? Isa::kTileRowsWords : Isa::kTileRowsInt;
   constexpr int kTileVectors = kWords                      ? Isa::kTileVectorsWords
@@ -200,8 +198,10 @@ static void int_rows(const MultiplyJob& job, const Slab& slab, bool fresh) {
                                                            : Isa::kTileVectors;
   constexpr int kRowBytes = IntBlock<Isa, kValues, kBytes>::kRowBytes;
   const int64_t values_offset = kWords ? job.row_layout->words_offset : 0;
-  for (int begin = 0, count; begin < job.num_rows; begin += count) {
+  const int tiles = (job.num_rows + kTileRows - 1) / kTileRows;
+  for (int begin = 0, tile = 0, count; begin < job.num_rows; begin += count, ++tile) {
     count = tile_rows(job.num_rows - begin, kTileRows);
+    if (kWords || shares_prefetches(job)) share_prefetches(slab, tile, tiles);
     IntRowPointers rows[kTileRows];
     float* out[kTileRows];
     for (int r = 0; r < count; ++r) {
@@ -307,7 +307,6 @@ static void int_slab(const MultiplyJob& job, Slab slab, bool fresh) {
       Slab part = blocks_of(slab, kValues, first, kWordBlocks);
       widen_weights<Isa>(part, job.scratch->decoded);
       part.values = job.scratch->decoded;
-      part.ahead = nullptr;
       int_rows<Isa, PanelValues::kInt8, kWords, kHalf, kZeros>(job, part, fresh && first == 0);
     }
   } else if constexpr (kDecodes) {

@@ -22,9 +22,12 @@ constexpr float scale_factor(PanelValues values, bool integer) {
 
 static void aim_prefetch(const MultiplyJob& job, Slab& slab) {
   const PanelLayout& layout = *job.layout;
-  const int64_t start =
-      int64_t{slab.first_block} * layout.block_bytes +
-      prefetch_bytes(layout.values, job.row_layout->integer() && job.num_rows == 1);
+  int64_t distance = prefetch_bytes(layout.values, job.row_layout->integer() && job.num_rows == 1);
+  if (shares_prefetches(job)) {
+    const int blocks = layout.num_blocks < kSlabBlocks ? layout.num_blocks : kSlabBlocks;
+    distance = int64_t{blocks} * layout.block_bytes;
+  }
+  const int64_t start = int64_t{slab.first_block} * layout.block_bytes + distance;
   const int64_t left = layout.panel_bytes - layout.values_offset - start;
   const uint8_t* next = job.next == nullptr ? job.panel : job.next;
   slab.ahead = job.panel + layout.values_offset + start;

@@ -46,7 +46,17 @@ struct Slab {
   const uint8_t* header = nullptr;
   int header_lines = 0;
   int header_blocks = 0;
+  // Blocks [prefetch_begin, prefetch_end) of them do so.
+  int prefetch_begin = 0;
+  int prefetch_end = kSlabBlocks;
 };
+
+/// Tiles of rows that go over the same blocks share the prefetches among them: tile `tile` of
+/// `tiles` does those of its part of the blocks.
+SWITCHYARD_INLINE void share_prefetches(Slab& slab, int tile, int tiles) {
+  slab.prefetch_begin = slab.num_blocks * tile / tiles;
+  slab.prefetch_end = slab.num_blocks * (tile + 1) / tiles;
+}
 
 template <PanelValues kValues>
 SWITCHYARD_INLINE void prefetch_line(const uint8_t* p) {
@@ -72,6 +82,7 @@ struct Prefetch {
 
   SWITCHYARD_INLINE Prefetch of(const Slab& slab, int block, bool wanted) {
     if (!wanted || slab.ahead == nullptr) return {nullptr};
+    if (block < slab.prefetch_begin || block >= slab.prefetch_end) return {nullptr};
     for (int i = 0; block < slab.header_blocks && i < slab.header_lines; ++i) {
       prefetch_line<kValues>(slab.header + (int64_t{block} * slab.header_lines + i) * kLineBytes);
     }
@@ -102,6 +113,11 @@ SWITCHYARD_INLINE Slab blocks_of(Slab slab, PanelValues values, int first, int c
   slab.header += int64_t{first} * slab.header_lines * kLineBytes;
   slab.header_blocks -= first;
   return slab;
+}
+
+/// Many integer rows prefetch a whole slab ahead and share that work among their tiles.
+SWITCHYARD_INLINE bool shares_prefetches(const MultiplyJob& job) {
+  return job.row_layout->integer() && job.num_rows >= 24;
 }
 
 /// Calls call(Count<n>) for n = count, 1 <= count <= kMax.
