@@ -24,8 +24,8 @@ enum class DecodeLoop { kFp4ToFp8, kFp4ToBf16, kBytes, kBf16 };
 
 namespace decode_cost {
 
-// H200, kernels in a chain (R1 EP8, R1 TP8 and gpt-oss-120b at T = 8 .. 256), solved for the clocks
-// of an SM per tile (64 weight rows x 128 bytes of K) and per end of 64 rows.
+// H200, kernels in a chain (R1 EP8, R1 TP8, Kimi-K2 and gpt-oss-120b at T = 8 .. 256), solved for
+// the clocks of an SM per tile (64 weight rows x 128 bytes of K) and per end of 64 rows.
 inline constexpr double kClock = 1.755e9;
 inline constexpr double kReadGbps = 4400;  ///< of a long read
 struct Rates {
@@ -33,9 +33,9 @@ struct Rates {
 };
 constexpr Rates rates(DecodeLoop loop, int32_t unit_size) {
   const int height = unit_size <= 8 ? 0 : unit_size <= 16 ? 1 : 2;
-  constexpr Rates kFp8[] = {{248, 0, 300}, {290, 0, 350}, {300, 3, 400}};
-  constexpr Rates kBf16[] = {{153, 0, 480}, {188, 0, 350}, {205, 1.5, 400}};
-  constexpr Rates kBytes[] = {{420, 0, 250}, {443, 0, 160}, {450, 3, 250}};
+  constexpr Rates kFp8[] = {{238, 0, 180}, {240, 0, 230}, {230, 1, 150}};
+  constexpr Rates kBf16[] = {{140, 0, 300}, {156, 0, 300}, {155, 0.5, 300}};
+  constexpr Rates kBytes[] = {{440, 0, 160}, {440, 0, 240}, {430, 1, 160}};
   constexpr Rates kWide[] = {{420, 0, 250}, {438, 0, 250}, {438, 1.2, 300}};
   switch (loop) {
     case DecodeLoop::kFp4ToFp8: return kFp8[height];

@@ -1,15 +1,14 @@
 #pragma once
-// How few rows per expert are divided among a GPU: weights are the traffic, so every lane (one
-// consumer warpgroup with its own ring of shared memory) streams an equal share of them whatever
-// the routing.
+// How few rows per expert are divided among a GPU: weights are the traffic, so every lane (a ring
+// of shared memory and the consumer warpgroups that it feeds, its team) streams an equal share of
+// them whatever the routing.
 //
-// A unit is 64 weight rows x one chunk of K for one block of sorted rows. Units are a flat list:
-// blocks of sorted rows, in each the 64-row blocks of its expert's matrix, in each the chunks of K.
-// Lanes have
-// neighbouring ranges of U / P units or one more. A row block that lies in several lanes is cut:
-// the sum of every chunk is a number of its own, chunks are added in k order by the lane that
-// arrives last, so no bit depends on where the cuts are. Where whole row blocks divide well enough
-// none is cut.
+// A unit is a strip of weight rows, 64 for each of a team, x one chunk of K for one block of sorted
+// rows. Units are a flat list: blocks of sorted rows, in each the strips of its expert's matrix, in
+// each the chunks of K. Lanes have neighbouring ranges of U / P units or one more. A strip that
+// lies in several lanes is cut: the sum of every chunk is a number of its own, chunks are added in
+// k order by the lane that arrives last, so no bit depends on where the cuts are. Where whole
+// strips divide well enough none is cut.
 
 #include <cstdint>
 
@@ -23,23 +22,31 @@ inline constexpr int32_t kDecodeRows = 64;
 /// Rows of the sort's blocks that the kernels have tiles for.
 inline constexpr int32_t kDecodeMaxUnit = 64;
 
-/// What a cut costs at its end, in units of a CTA: 3 us of storing, counting and adding.
-inline constexpr int32_t kDecodeCutUnits = 4;
-
-/// Lanes of a CTA, one CTA per SM: as many as registers allow, because a lane's waits are hidden by
-/// the others.
-SWITCHYARD_HOST_DEVICE constexpr int32_t decode_lanes(int32_t unit_size) {
-  return unit_size <= 8 ? 4 : unit_size <= 32 ? 3 : 2;
+/// What a cut costs at its end, in units of a CTA: 3 us of storing, counting and adding, more with
+/// taller tiles, whose units are larger.
+SWITCHYARD_HOST_DEVICE constexpr int32_t decode_cut_units(int32_t team) {
+  return team == 1 ? 4 : 2;
 }
 
-/// Consecutive chunks of one row block that one lane computes.
+/// Warpgroups of a lane. They share the tokens of each step, which would else be as many bytes as
+/// the weights from 32 rows on. Eight rows are few bytes, and lanes of one wait less.
+SWITCHYARD_HOST_DEVICE constexpr int32_t decode_team(int32_t unit_size) {
+  return unit_size <= 8 ? 1 : unit_size <= 32 ? 4 : 3;
+}
+/// Lanes of a CTA, one CTA per SM: as many as registers allow, because a warpgroup's waits are
+/// hidden by the others.
+SWITCHYARD_HOST_DEVICE constexpr int32_t decode_lanes(int32_t unit_size) {
+  return unit_size <= 8 ? 4 : 1;
+}
+
+/// Consecutive chunks of one strip that one lane computes.
 struct DecodeRun {
-  int32_t block = 0, row_block = 0;
+  int32_t block = 0, strip = 0;
   int32_t chunk_begin = 0, chunk_end = 0;
-  bool whole = false;  ///< all of the row block's chunks
+  bool whole = false;  ///< all of the strip's chunks
 };
 
-/// The lanes that share one row block.
+/// The lanes that share one strip.
 struct DecodeOwners {
   int32_t first = 0, last = 0;
   SWITCHYARD_HOST_DEVICE constexpr int32_t count() const { return last - first + 1; }
@@ -47,35 +54,39 @@ struct DecodeOwners {
 
 struct DecodeSchedule {
   int32_t num_blocks = 0;  ///< of sorted rows
-  int32_t row_blocks = 0;  ///< of an expert's matrix
+  int32_t num_strips = 0;  ///< of an expert's matrix
   int32_t num_chunks = 0;  ///< of K
   int32_t num_lanes = 0;
   int32_t num_ctas = 0;  ///< that the lanes are of
-  /// Units that stay together: one, or a row block's.
+  /// Units that stay together: one, or a strip's.
   int32_t grain = 1;
   /// Grains of a lane, and lanes with one more, which come first. Divided once: a kernel begins
   /// with this.
   int32_t share = 0, longer = 0;
 
-  SWITCHYARD_HOST_DEVICE constexpr DecodeSchedule(int32_t blocks, int32_t rows, int32_t chunks,
-                                                  int32_t lanes, int32_t ctas)
-      : num_blocks(blocks), row_blocks(rows), num_chunks(chunks), num_lanes(lanes), num_ctas(ctas) {
+  SWITCHYARD_HOST_DEVICE constexpr DecodeSchedule(int32_t blocks, int32_t strips, int32_t chunks,
+                                                  int32_t lanes, int32_t ctas, int32_t team = 1)
+      : num_blocks(blocks),
+        num_strips(strips),
+        num_chunks(chunks),
+        num_lanes(lanes),
+        num_ctas(ctas) {
     if (num_units() == 0) return;
-    const int32_t whole = ceil_div(num_blocks * row_blocks, num_ctas) * num_chunks;
-    if (whole <= num_units() / num_ctas + kDecodeCutUnits) grain = num_chunks;
+    const int32_t whole = ceil_div(num_blocks * num_strips, num_ctas) * num_chunks;
+    if (whole <= num_units() / num_ctas + decode_cut_units(team)) grain = num_chunks;
     share = num_grains() / used_lanes();
     longer = num_grains() - share * used_lanes();
   }
-  /// A CTA's lane: neighbours are of one CTA, unless whole row blocks shall meet all CTAs.
+  /// A CTA's lane: neighbours are of one CTA, unless whole strips shall meet all CTAs.
   SWITCHYARD_HOST_DEVICE constexpr int32_t lane_at(int32_t cta, int32_t lane) const {
     return grain > 1 ? lane * num_ctas + cta : cta * (num_lanes / num_ctas) + lane;
   }
   SWITCHYARD_HOST_DEVICE constexpr int32_t num_grains() const {
-    return grain == 1 ? num_units() : num_blocks * row_blocks;
+    return grain == 1 ? num_units() : num_blocks * num_strips;
   }
 
   SWITCHYARD_HOST_DEVICE constexpr int32_t num_units() const {
-    return num_blocks * row_blocks * num_chunks;
+    return num_blocks * num_strips * num_chunks;
   }
   /// Lanes with work: none of them has an empty range.
   SWITCHYARD_HOST_DEVICE constexpr int32_t used_lanes() const {
@@ -94,20 +105,21 @@ struct DecodeSchedule {
     return in_longer ? lanes : longer + lanes;
   }
   SWITCHYARD_HOST_DEVICE constexpr DecodeOwners owners(const DecodeRun& run) const {
-    const int32_t first = (run.block * row_blocks + run.row_block) * num_chunks;
+    const int32_t first = (run.block * num_strips + run.strip) * num_chunks;
     return {lane_of(first), lane_of(first + num_chunks - 1)};
   }
 };
 
-/// Where the owners of a cut row block leave their sums: the first one its sum so far (as chunk 0),
+/// Where the owners of a cut strip leave their sums: the first one its sum so far (as chunk 0),
 /// the others every chunk by itself. No lane is the first owner of two cuts.
-SWITCHYARD_HOST_DEVICE constexpr int64_t decode_partial_slot(const DecodeSchedule& schedule,
+SWITCHYARD_HOST_DEVICE constexpr int64_t decode_partial_slot(int32_t num_chunks,
                                                              const DecodeOwners& owners,
                                                              int32_t chunk) {
-  return static_cast<int64_t>(owners.first) * schedule.num_chunks + chunk;
+  return static_cast<int64_t>(owners.first) * num_chunks + chunk;
 }
-constexpr int64_t decode_partial_bytes(int64_t num_lanes, int64_t num_chunks, int64_t unit_size) {
-  return num_lanes * num_chunks * kDecodeRows * unit_size * 4;
+/// warpgroups: of all lanes.
+constexpr int64_t decode_partial_bytes(int64_t warpgroups, int64_t num_chunks, int64_t unit_size) {
+  return warpgroups * num_chunks * kDecodeRows * unit_size * 4;
 }
 
 /// Rows per block of sorted rows: holds all rows of nearly every expert (mean + 2.4 sigma of a
@@ -145,88 +157,107 @@ struct DecodeSteps {
 
 /// One lane's walk over the stages of its ring, as producer and consumer both take it.
 struct DecodeWalk {
-  DecodeSchedule schedule;
   DecodeSteps steps{};
-  int32_t unit = 0, end = 0;
-  int32_t block = 0, row_block = 0, chunk = 0, step = 0;
+  int32_t num_strips = 0, num_chunks = 0;
+  int32_t left = 0;  ///< units
+  int32_t block = 0, strip = 0, chunk = 0, step = 0;
   int32_t slot = 0, num_slots = 1;
   uint32_t phase = 0;
 
   SWITCHYARD_HOST_DEVICE constexpr DecodeWalk(const DecodeSchedule& s, const DecodeSteps& k,
                                               int32_t lane, int32_t slots)
-      : schedule(s), steps(k), unit(s.begin(lane)), end(s.begin(lane + 1)), num_slots(slots) {
-    if (unit == end) return;
-    const int32_t rows = unit / s.num_chunks;
-    block = rows / s.row_blocks;
-    row_block = rows - block * s.row_blocks;
-    chunk = unit - rows * s.num_chunks;
+      : steps(k),
+        num_strips(s.num_strips),
+        num_chunks(s.num_chunks),
+        left(s.begin(lane + 1) - s.begin(lane)),
+        num_slots(slots) {
+    if (left == 0) return;
+    const int32_t unit = s.begin(lane);
+    const int32_t strips = unit / s.num_chunks;
+    block = strips / s.num_strips;
+    strip = strips - block * s.num_strips;
+    chunk = unit - strips * s.num_chunks;
   }
-  /// What the lane computes of the current row block, from the current chunk on. No division: the
-  /// kernels ask once per row block.
+  /// What the lane computes of the current strip, from the current chunk on. No division: the
+  /// kernels ask once per strip.
   SWITCHYARD_HOST_DEVICE constexpr DecodeRun run() const {
-    const int32_t left = end - unit;
-    const bool to_the_end = left >= schedule.num_chunks - chunk;
+    const bool to_the_end = left >= num_chunks - chunk;
     return {.block = block,
-            .row_block = row_block,
+            .strip = strip,
             .chunk_begin = chunk,
-            .chunk_end = to_the_end ? schedule.num_chunks : chunk + left,
+            .chunk_end = to_the_end ? num_chunks : chunk + left,
             .whole = chunk == 0 && to_the_end};
   }
-  SWITCHYARD_HOST_DEVICE constexpr bool done() const { return unit == end; }
+  SWITCHYARD_HOST_DEVICE constexpr bool done() const { return left == 0; }
   /// In steps from column 0.
   SWITCHYARD_HOST_DEVICE constexpr int32_t k_step() const {
     return chunk * steps.chunk_steps + step;
   }
   SWITCHYARD_HOST_DEVICE constexpr void advance() {
-    if (++slot == num_slots) slot = 0, phase ^= 1;
+    next_slot();
     if (++step < steps.steps_of(chunk)) return;
     step = 0;
-    ++unit;
-    if (++chunk < schedule.num_chunks) return;
+    pass(1);
+  }
+  /// advance() in two parts: who takes a whole run counts its slots, then its units.
+  SWITCHYARD_HOST_DEVICE constexpr void next_slot() {
+    if (++slot == num_slots) slot = 0, phase ^= 1;
+  }
+  SWITCHYARD_HOST_DEVICE constexpr void pass(int32_t units) {
+    left -= units;
+    chunk += units;
+    if (chunk < num_chunks) return;
     chunk = 0;
-    if (++row_block < schedule.row_blocks) return;
-    row_block = 0;
+    if (++strip < num_strips) return;
+    strip = 0;
     ++block;
   }
 };
 
 /// Shared memory of one CTA, in bytes from its 1024-byte aligned start.
 struct DecodeShared {
+  int32_t team = 1;
   int32_t slots = 0;  ///< of one lane's ring
-  int32_t slot_bytes = 0, token_bytes = 0, scale_bytes = 0;
+  int32_t slot_bytes = 0, step_bytes = 0, token_bytes = 0, scale_bytes = 0;
   int32_t scales = 0, factors = 0, tables = 0, barriers = 0;
-  int32_t factor_blocks = 0;  ///< row blocks of a lane whose factors are there
-  int32_t table_bytes = 0;
+  int32_t factor_strips = 0;  ///< strips of a lane whose factors are there
+  int32_t factor_bytes = 0;   ///< of a strip
+  int32_t table_bytes = 0;    ///< of a warpgroup
   int32_t bytes = 0;
 };
 
 /// What a lane notes about each row of a block, and words in which its threads tell each other.
 inline constexpr int32_t kDecodeRowBytes = 16;
 inline constexpr int32_t kDecodeNoteBytes = 16;
-/// Scale and bias of each weight row of a row block.
+/// Scale and bias of each of 64 weight rows.
 inline constexpr int32_t kDecodeFactorBytes = 2 * kDecodeRows * 4;
 
-/// Room for weights (step_bytes) and tokens (blocks of 128 bytes, K-major) of as many steps as fit.
-SWITCHYARD_HOST_DEVICE constexpr DecodeShared decode_shared(int32_t lanes, int32_t step_bytes,
+/// Room for weights (step_bytes for each of a team) and tokens (blocks of 128 bytes, K-major) of as
+/// many steps as fit.
+SWITCHYARD_HOST_DEVICE constexpr DecodeShared decode_shared(int32_t lanes, int32_t team,
+                                                            int32_t step_bytes,
                                                             int32_t token_blocks,
                                                             int32_t scales_per_step,
                                                             int32_t unit_size, int32_t capacity) {
   DecodeShared s;
+  s.team = team;
+  s.step_bytes = step_bytes;
   s.token_bytes = token_blocks * 128 * unit_size;
-  s.slot_bytes = align_up(step_bytes, 1024) + s.token_bytes;
+  s.slot_bytes = align_up(team * step_bytes, 1024) + s.token_bytes;
   s.scale_bytes = scales_per_step * 4;
+  s.factor_bytes = team * kDecodeFactorBytes;
   s.table_bytes = unit_size * kDecodeRowBytes + kDecodeNoteBytes;
   constexpr int32_t kBarriers = 16;  // full and empty of a slot
-  const int32_t room =
-      capacity / lanes - s.table_bytes - kDecodeFactorBytes - 2 * kBarriers;  // align_up of factors
-  s.slots = room / (s.slot_bytes + s.scale_bytes + kDecodeFactorBytes + kBarriers);
-  // A row block whose slot is free again may still be in its end.
-  s.factor_blocks = s.slots + 1;
+  const int32_t room = capacity / lanes - team * s.table_bytes - s.factor_bytes -
+                       2 * kBarriers;  // align_up of factors
+  s.slots = room / (s.slot_bytes + s.scale_bytes + s.factor_bytes + kBarriers);
+  // A strip whose slot is free again may still be in its end.
+  s.factor_strips = s.slots + 1;
   const int32_t all = lanes * s.slots;
   s.scales = all * s.slot_bytes;
   s.factors = align_up(s.scales + all * s.scale_bytes, 16);
-  s.tables = s.factors + lanes * s.factor_blocks * kDecodeFactorBytes;
-  s.barriers = s.tables + lanes * s.table_bytes;
+  s.tables = s.factors + lanes * s.factor_strips * s.factor_bytes;
+  s.barriers = s.tables + lanes * team * s.table_bytes;
   s.bytes = s.barriers + all * kBarriers;
   return s;
 }

@@ -20,12 +20,12 @@ const std::vector<DecodeSchedule>& schedules() {
   static const auto all = [] {
     std::vector<DecodeSchedule> list;
     for (const int32_t blocks : {0, 1, 2, 7, 8, 57, 256}) {
-      for (const int32_t row_blocks : {1, 3, 8, 112}) {
+      for (const int32_t num_strips : {1, 3, 8, 112}) {
         for (const int32_t chunks : {1, 2, 5, 14, 28}) {
           for (const int32_t lanes : {1, 2, 3, 132, 263, 264, 528}) {
             for (const int32_t ctas : {lanes, lanes / (lanes % 2 == 0 ? 2 : 3)}) {
               if (ctas > 0 && lanes % ctas == 0) {
-                list.push_back({blocks, row_blocks, chunks, lanes, ctas});
+                list.push_back({blocks, num_strips, chunks, lanes, ctas, chunks % 3 + 1});
               }
             }
           }
@@ -38,9 +38,9 @@ const std::vector<DecodeSchedule>& schedules() {
 }
 
 std::string name(const DecodeSchedule& s) {
-  return std::to_string(s.num_blocks) + " blocks, " + std::to_string(s.row_blocks) +
-         " row blocks, " + std::to_string(s.num_chunks) + " chunks, " +
-         std::to_string(s.num_lanes) + " lanes of " + std::to_string(s.num_ctas) + " CTAs";
+  return std::to_string(s.num_blocks) + " blocks, " + std::to_string(s.num_strips) + " strips, " +
+         std::to_string(s.num_chunks) + " chunks, " + std::to_string(s.num_lanes) + " lanes of " +
+         std::to_string(s.num_ctas) + " CTAs";
 }
 
 /// The runs of one lane, as a kernel walks them (a step per chunk).
@@ -72,11 +72,11 @@ TEST(DecodeSchedule, EveryUnitOnceInEqualShares) {
       }
       for (const DecodeRun& run : runs_of(s, lane)) {
         const int64_t unit =
-            (int64_t{run.block} * s.row_blocks + run.row_block) * s.num_chunks + run.chunk_begin;
+            (int64_t{run.block} * s.num_strips + run.strip) * s.num_chunks + run.chunk_begin;
         ASSERT_EQ(unit, next);
         ASSERT_LT(run.chunk_begin, run.chunk_end);
         ASSERT_LE(run.chunk_end, s.num_chunks);
-        ASSERT_LT(run.row_block, s.row_blocks);
+        ASSERT_LT(run.strip, s.num_strips);
         next += run.chunk_end - run.chunk_begin;
       }
     }
@@ -123,7 +123,7 @@ TEST(DecodeSchedule, OwnersOfACutAgreeAndCoverIt) {
     std::map<std::pair<int32_t, int32_t>, std::vector<std::pair<int32_t, DecodeRun>>> by_rows;
     for (int32_t lane = 0; lane < s.used_lanes(); ++lane) {
       for (const DecodeRun& run : runs_of(s, lane)) {
-        by_rows[{run.block, run.row_block}].emplace_back(lane, run);
+        by_rows[{run.block, run.strip}].emplace_back(lane, run);
       }
     }
     std::set<int64_t> slots;     // partial sums in use
@@ -143,7 +143,7 @@ TEST(DecodeSchedule, OwnersOfACutAgreeAndCoverIt) {
         if (parts.size() == 1) continue;
         const int32_t end = i == 0 ? 1 : run.chunk_end;  // the first owner leaves one sum
         for (int32_t c = run.chunk_begin; c < end; ++c) {
-          const int64_t slot = decode_partial_slot(s, owners, c);
+          const int64_t slot = decode_partial_slot(s.num_chunks, owners, c);
           ASSERT_TRUE(slots.insert(slot).second) << "two sums in one place";
           ASSERT_LT((slot + 1) * kDecodeRows * 8 * 4,
                     decode_partial_bytes(s.num_lanes, s.num_chunks, 8) + 1);
@@ -172,7 +172,7 @@ TEST(DecodeWalk, TakesTheStepsOfTheRunsInOrder) {
               for (int32_t step = 0; step < steps.steps_of(chunk); ++step) {
                 ASSERT_FALSE(walk.done());
                 ASSERT_EQ(walk.block, run.block);
-                ASSERT_EQ(walk.row_block, run.row_block);
+                ASSERT_EQ(walk.strip, run.strip);
                 ASSERT_EQ(walk.k_step(), chunk * 2 + step);
                 ASSERT_EQ(walk.slot, count % slots);
                 ASSERT_EQ(walk.phase, static_cast<uint32_t>(count / slots % 2));
@@ -205,21 +205,24 @@ TEST(DecodeUnitSize, HoldsNearlyEveryExpertOfUniformRouting) {
 }
 
 TEST(DecodeShared, FitsAndKeepsEnoughInFlight) {
-  for (const int32_t lanes : {1, 2, 4}) {
-    for (const auto& [step, blocks] : {std::pair{16384, 2}, {17408, 4}, {18432, 8}}) {
+  for (const auto& [lanes, team] : {std::pair{1, 1}, {2, 1}, {4, 1}, {1, 3}, {1, 4}}) {
+    for (const auto& [step, blocks] : {std::pair{16384, 2}, {8704, 4}, {18432, 8}}) {
       for (const int32_t unit : {8, 16, 32, 64}) {
         for (const int32_t capacity : {113 * 1024, 227 * 1024}) {
-          const DecodeShared s = decode_shared(lanes, step, blocks, 2 * (unit + 2), unit, capacity);
+          const DecodeShared s =
+              decode_shared(lanes, team, step, blocks, 2 * (unit + 2 * team), unit, capacity);
           EXPECT_LE(s.bytes, capacity);
           EXPECT_EQ(s.slot_bytes % 1024, 0) << "swizzle atoms";
           EXPECT_EQ(s.barriers % 8, 0);
+          EXPECT_GE(s.slot_bytes, team * s.step_bytes + s.token_bytes);
           EXPECT_LE(lanes * s.slots * s.slot_bytes, s.scales);
           EXPECT_EQ(s.factors % 16, 0);
           EXPECT_LE(s.scales + lanes * s.slots * s.scale_bytes, s.factors);
-          EXPECT_GT(s.factor_blocks, s.slots);
-          EXPECT_LE(s.factors + lanes * s.factor_blocks * kDecodeFactorBytes, s.tables);
+          EXPECT_GT(s.factor_strips, s.slots);
+          EXPECT_LE(s.factors + lanes * s.factor_strips * team * kDecodeFactorBytes, s.tables);
           EXPECT_EQ(s.tables % 16, 0);
-          EXPECT_LE(s.tables + lanes * (unit * kDecodeRowBytes + kDecodeNoteBytes), s.barriers);
+          EXPECT_LE(s.tables + lanes * team * (unit * kDecodeRowBytes + kDecodeNoteBytes),
+                    s.barriers);
         }
       }
     }
@@ -227,8 +230,10 @@ TEST(DecodeShared, FitsAndKeepsEnoughInFlight) {
   // 96 KB of weights in slots, of which 64 KB in flight give all the bandwidth (measured on an
   // H200).
   for (const int32_t unit : {8, 16, 32, 64}) {
-    const int32_t lanes = decode_lanes(unit);
-    EXPECT_GE(lanes * decode_shared(lanes, 16384, 2, 2 * (unit + 2), unit, 227 * 1024).slots, 6);
+    const int32_t lanes = decode_lanes(unit), team = decode_team(unit);
+    const DecodeShared s =
+        decode_shared(lanes, team, 16384, 2, 2 * (unit + 2 * team), unit, 227 * 1024);
+    EXPECT_GE(lanes * team * s.slots, 6);
   }
 }
 

@@ -56,16 +56,13 @@ struct DecodeArgs {
   DataType output_type = DataType::kF32;
   int32_t output_columns = 0;
 
-  // The output (f32 then) as the next GEMM's tokens: with its maxima, or for units of more than 8,
-  // whose tokens many lanes read, rounded as well, a group by whoever finishes its last column.
+  // The output (f32 then) as the next GEMM's tokens, which rounds them while it reads.
   RowMaxima maxima{};
-  RoundedRows rounded{};
   const float* rounded_channels = nullptr;  ///< [E][output_columns], multiply first, or null
-  uint32_t* rounded_counters = nullptr;     ///< per block and group; 0 before, 0 after
 
   DecodeSteps steps{};
   uint32_t* partials = nullptr;  ///< decode_partial_bytes
-  uint32_t* counters = nullptr;  ///< one per lane; 0 before, 0 after
+  uint32_t* counters = nullptr;  ///< one per warpgroup; 0 before, 0 after
 };
 
 }  // namespace switchyard::cuda::sm90

@@ -16,12 +16,14 @@ struct RowFactors {
 template <class Operand>
 class Consumer {
  public:
-  __device__ Consumer(const DecodeParams<Operand>& p, const LaneMemory& memory, int lane)
+  /// member: of the lane's team. It has the row blocks team * strip + member.
+  __device__ Consumer(const DecodeParams<Operand>& p, const LaneMemory& memory, int lane,
+                      int member = 0)
       : p_(p),
         a_(p.args),
         memory_(memory),
-        thread_(static_cast<int>(threadIdx.x) % kWarpgroup),
-        gated_(p.args.activate && p.args.activation.gated()),
+        member_(member),
+        thread_(threadIdx.x % kWarpgroup),
         walk_(walk_of(p, lane)) {
     if (!walk_.done()) read_rows(walk_.block);
   }
@@ -29,15 +31,16 @@ class Consumer {
   /// kN: rows of a block, whether they exist or not.
   template <int kN>
   __device__ void run() {
+    if (!walk_.done()) read_scales();
     while (!walk_.done()) {
       const DecodeRun run = walk_.run();
-      if (run.block != block_) read_rows(run.block);
-      if (!scales_known_) read_scales();
-      const bool finished = row_block<kN>(run);
-      if (++factors_at_ == p_.shared.factor_blocks) factors_at_ = 0;
-      if constexpr (kN > 8) {
-        if (finished && a_.rounded.codes != nullptr) round_finished_group(run.row_block);
+      if (run.block != block_) {
+        read_rows(run.block);
+        read_scales();
       }
+      row_block<kN>(run);
+      walk_.pass(run.chunk_end - run.chunk_begin);
+      if (++factors_at_ == p_.shared.factor_strips) factors_at_ = 0;
     }
   }
 
@@ -48,42 +51,45 @@ class Consumer {
   __device__ void meet() const {
     named_barrier(1 + static_cast<int>(threadIdx.x) / kWarpgroup, kWarpgroup);
   }
+  __device__ bool gated() const { return a_.activate && a_.activation.gated(); }
 
   /// What the lists say of a block; its scales may not be there yet.
   __device__ void read_rows(int32_t block) {
     block_ = block;
-    scales_known_ = false;
-    expert_ = a_.sorted_expert_ids[block];
     meet();  // everyone is done with the table of the last block
-    row_ = -1;
-    if (thread_ < a_.unit_size) {
-      const int32_t sorted_row = block * a_.unit_size + thread_;
+    bool exists = false;
+    const auto at = static_cast<int32_t>(thread_);
+    if (at < a_.unit_size) {
+      const int32_t sorted_row = block * a_.unit_size + at;
       const int32_t packed = a_.sorted_ids[sorted_row];
-      row_ = token_row(a_, packed);
-      if (row_ >= 0) {
-        DecodeRow& row = memory_.table[thread_];
-        row.pair = packed_token(packed) * a_.top_k + packed_slot(packed);
-        row.weight = a_.sorted_weights == nullptr ? 1.0f : a_.sorted_weights[sorted_row];
+      const int32_t input = token_row(a_, packed);
+      exists = input >= 0;
+      if (exists) {
+        memory_.table[thread_] = {
+            .pair = packed_token(packed) * a_.top_k + packed_slot(packed),
+            .input = input,
+            .weight = a_.sorted_weights == nullptr ? 1.0f : a_.sorted_weights[sorted_row],
+            .scale = 1.0f};
       }
     }
     // Rows of a block come first, so the count is where they end.
-    const int count = __popc(__ballot_sync(~0u, row_ >= 0));
+    const int count = __popc(__ballot_sync(~0u, exists));
     if (thread_ % 32 == 0) memory_.notes[thread_ / 32] = count;
     meet();
     num_rows_ = memory_.notes[0] + memory_.notes[1];
     meet();
   }
-  __device__ void read_scales() {
-    scales_known_ = true;
-    if (row_ >= 0) {
-      float scale = 1.0f;  // block scales are applied while adding up
-      if (!Operand::kBlockScales && a_.token_maxima.bits != nullptr) {
-        scale = block_scale({.format = a_.token_maxima.format}, __ldcg(a_.token_maxima.bits + row_))
-                    .stored;
-      } else if (!Operand::kBlockScales && a_.token_scales != nullptr) {
-        scale = a_.token_scales[row_ * a_.token_scale_groups];
+  /// Block scales are applied while adding up.
+  __device__ void read_scales() const {
+    if (!Operand::kBlockScales && static_cast<int32_t>(thread_) < num_rows_) {
+      DecodeRow& row = memory_.table[thread_];
+      if (a_.token_maxima.bits != nullptr) {
+        row.scale = block_scale({.format = a_.token_maxima.format},
+                                __ldcg(a_.token_maxima.bits + row.input))
+                        .stored;
+      } else if (a_.token_scales != nullptr) {
+        row.scale = a_.token_scales[row.input * a_.token_scale_groups];
       }
-      memory_.table[thread_].scale = scale;
     }
     meet();
   }
@@ -91,25 +97,38 @@ class Consumer {
   /// Of the thread's two rows in a row block: the first, and how far away the other is.
   static constexpr int kRowStep = Operand::kRowPairs ? 1 : 8;
   __device__ int first_row() const {
-    return thread_ / 32 * 16 + thread_ % 32 / 4 * (Operand::kRowPairs ? 2 : 1);
+    return static_cast<int>(thread_ / 32 * 16 + thread_ % 32 / 4 * (Operand::kRowPairs ? 2 : 1));
   }
+
+  /// Of every eight, the first of the thread's two.
+  __device__ int first_token() const { return static_cast<int>(thread_ % 4 * 2); }
 
   __device__ RowFactors factors() const {
     RowFactors f{{1.0f, 1.0f}, {0.0f, 0.0f}};
-    const float* from = memory_.factors + factors_at_ * (kDecodeFactorBytes / 4) + first_row();
+    const float* from = memory_.factors + factors_at_ * (p_.shared.factor_bytes / 4) +
+                        member_ * kDecodeRows + first_row();
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       if (per_row_scales<Operand>(a_) != nullptr) f.scale[i] = from[i * kRowStep];
-      if (a_.bias != nullptr) f.bias[i] = from[kDecodeRows + i * kRowStep];
+      if (a_.bias != nullptr) f.bias[i] = from[p_.shared.team * kDecodeRows + i * kRowStep];
     }
     return f;
   }
 
-  /// The chunks of one run; whether the row block's results have been stored: if this lane has them
-  /// all or comes last.
+  /// The chunks of one run, and the results if this lane has them all or comes last.
   template <int kN>
-  __device__ bool row_block(const DecodeRun& run) {
-    const DecodeOwners owners = run.whole ? DecodeOwners{} : walk_.schedule.owners(run);
+  __device__ void row_block(const DecodeRun& run) {
+    const int32_t row_block = run.strip * p_.shared.team + member_;
+    // The last strip of a matrix may have fewer row blocks than the team members.
+    if (row_block >= p_.row_blocks) return skip(run);
+    DecodeOwners owners;
+    int32_t second = 0;  // owner's first chunk
+    if (!run.whole) {
+      const DecodeSchedule schedule = schedule_of(p_);
+      owners = schedule.owners(run);
+      second = schedule.begin(owners.first + 1) -
+               (run.block * p_.num_strips + run.strip) * p_.num_chunks;
+    }
     Sum<kN> total{};
     for (int32_t chunk = run.chunk_begin; chunk < run.chunk_end; ++chunk) {
       Sum<kN> sum;
@@ -123,41 +142,78 @@ class Consumer {
     }
     if (!run.whole) {
       if (run.chunk_begin == 0) store_partial<kN>(owners, 0, total);
-      if (!came_last(a_.counters + owners.first, owners.count())) return false;
-      add_partials<kN>(run, owners, total);
+      if (!came_last(a_.counters + own(owners.first), owners.count())) return;
+      add_partials<kN>(owners, second, total);
     }
-    finish<kN>(run.row_block, total);
-    return true;
+    finish<kN>(row_block, total);
+  }
+  __device__ void skip(const DecodeRun& run) {
+    for (int32_t chunk = run.chunk_begin; chunk < run.chunk_end; ++chunk) {
+      for (int32_t step = a_.steps.steps_of(chunk); step > 0; --step) {
+        barrier_wait(memory_.full + walk_.slot, walk_.phase);
+        leave_slot();
+      }
+    }
+  }
+  __device__ void leave_slot() {
+    __syncwarp();
+    if (thread_ % 32 == 0) barrier_arrive(memory_.empty + walk_.slot);
+    walk_.next_slot();
   }
 
   template <int kN>
   __device__ void multiply_chunk(int32_t chunk, Sum<kN>& sum) {
-    const int32_t num_steps = a_.steps.steps_of(chunk);
-    for (int32_t step = 0; step < num_steps; ++step) {
-      // The same in all threads, as the compiler shall know: descriptors are in uniform registers.
-      const int slot = __shfl_sync(~0u, walk_.slot, 0);
-      barrier_wait(memory_.full + slot, walk_.phase);
-      fence_async_shared();  // tokens came by cp.async
-      const char* weights = memory_.ring + slot * p_.shared.slot_bytes;
-      Operand::template multiply<kN>(
-          p_.weights,
-          {.weights = weights,
-           .tokens = shared_address(weights) +
-                     static_cast<uint32_t>(p_.shared.slot_bytes - p_.shared.token_bytes),
-           .token_block_bytes = kN * 128,
-           .scales = memory_.scales + slot * (p_.shared.scale_bytes / 4),
-           .unit_size = kN,
-           .k_step = walk_.k_step()},
-          step != 0, sum);
-      __syncwarp();
-      if (thread_ % 32 == 0) barrier_arrive(memory_.empty + slot);
-      walk_.advance();
+    int32_t num_steps = a_.steps.steps_of(chunk);
+    if constexpr (requires { Operand::tail_blocks(p_.weights); }) {
+      // The end of K: a step of its own kind.
+      const int tail = chunk + 1 == p_.num_chunks ? Operand::tail_blocks(p_.weights) : 0;
+      if (tail > 0) --num_steps;
+      multiply_steps<kN>(num_steps, sum);
+      if (tail == 0) return;
+      const Step step = next_step<kN>();
+      Operand::template multiply_tail<kN>(p_.weights, step, tail, num_steps > 0, sum);
+      leave_slot();
+    } else {
+      multiply_steps<kN>(num_steps, sum);
     }
   }
+  template <int kN>
+  __device__ void multiply_steps(int32_t num_steps, Sum<kN>& sum) {
+    Operand::with_variant(p_.weights, [&](auto variant) {
+      for (int32_t i = 0; i < num_steps; ++i) {
+        const Step step = next_step<kN>();
+        Operand::template multiply<kN, variant()>(step, i > 0, sum);
+        leave_slot();
+      }
+    });
+  }
+  /// Waits for it.
+  template <int kN>
+  __device__ Step next_step() const {
+    const char* at = memory_.ring + walk_.slot * p_.shared.slot_bytes;
+    const auto tokens = static_cast<uint32_t>(p_.shared.slot_bytes - p_.shared.token_bytes);
+    const float* scales = memory_.scales + walk_.slot * (p_.shared.scale_bytes / 4);
+    const Step step{.weights = at + member_ * p_.shared.step_bytes,
+                    // The same in all threads, as the compiler shall know: descriptors are in
+                    // uniform registers.
+                    .tokens = __shfl_sync(~0u, shared_address(at) + tokens, 0),
+                    .token_block_bytes = kN * 128,
+                    .scales = scales,
+                    .row_scales = scales + kN + 2 * member_,
+                    .scale_stride = scale_stride(kN)};
+    barrier_wait(memory_.full + walk_.slot, walk_.phase);
+    fence_async_shared();  // tokens came by cp.async
+    return step;
+  }
 
-  // ---- cut row blocks
+  // ---- cut strips
+  /// This member's of what lanes have one of each.
+  template <class Index>
+  __device__ Index own(Index lanes) const {
+    return lanes * p_.shared.team + member_;
+  }
   __device__ uint4* partial(const DecodeOwners& owners, int32_t chunk) const {
-    const int64_t slot = decode_partial_slot(walk_.schedule, owners, chunk);
+    const int64_t slot = own(decode_partial_slot(p_.num_chunks, owners, chunk));
     return reinterpret_cast<uint4*>(a_.partials + slot * kDecodeRows * a_.unit_size) + thread_;
   }
   /// Four words a thread, threads side by side.
@@ -188,13 +244,13 @@ class Consumer {
     return last;
   }
 
-  /// total = the first owner's sum + the other chunks in order, whoever computed them.
+  /// total = the first owner's sum + the other chunks, from `begin` on, in order, whoever computed
+  /// them.
   template <int kN>
-  __device__ void add_partials(const DecodeRun& run, const DecodeOwners& owners, Sum<kN>& total) {
+  __device__ void add_partials(const DecodeOwners& owners, int32_t begin, Sum<kN>& total) const {
     constexpr int kQuads = kN / 8;
     constexpr int kInFlight = 8 / kQuads;  // chunks: eight loads of a thread
-    const DecodeSchedule& s = walk_.schedule;
-    const int32_t first_unit = (run.block * s.row_blocks + run.row_block) * s.num_chunks;
+    const int32_t num_chunks = p_.num_chunks;
     uint4 raw[kInFlight][kQuads];
     const auto load = [&](int32_t chunk, int c) {
       const uint4* from = partial(owners, chunk);
@@ -203,16 +259,15 @@ class Consumer {
     };
     load(0, 0);
     memcpy(total, raw[0], sizeof(total));
-    const int32_t begin = s.begin(owners.first + 1) - first_unit;
 #pragma unroll 1
-    for (int32_t chunk = begin; chunk < s.num_chunks; chunk += kInFlight) {
+    for (int32_t chunk = begin; chunk < num_chunks; chunk += kInFlight) {
 #pragma unroll
       for (int c = 0; c < kInFlight; ++c) {
-        if (chunk + c < s.num_chunks) load(chunk + c, c);
+        if (chunk + c < num_chunks) load(chunk + c, c);
       }
 #pragma unroll
       for (int c = 0; c < kInFlight; ++c) {
-        if (chunk + c >= s.num_chunks) continue;
+        if (chunk + c >= num_chunks) continue;
         Sum<kN> sum;
         memcpy(sum, raw[c], sizeof(sum));
 #pragma unroll
@@ -223,7 +278,7 @@ class Consumer {
 
   // ---- results
   /// Outputs of a row block: 32 of a gated activation, else 64.
-  __device__ int outputs() const { return gated_ ? kDecodeRows / 2 : kDecodeRows; }
+  __device__ int outputs() const { return gated() ? kDecodeRows / 2 : kDecodeRows; }
 
   /// Scales, bias, activation, routing weight, from the registers of the sums: a thread has two
   /// rows of two tokens in every eight. One copy of the code, whatever it costs in moves: it runs
@@ -239,7 +294,7 @@ class Consumer {
     for (int first = 0; first < num_rows_; first += 8) {
 #pragma unroll 1
       for (int i = 0; i < 2 && first + i < num_rows_; ++i) {
-        const int token = first + thread_ % 4 * 2 + i;
+        const int token = first + first_token() + i;
         const bool used = token < num_rows_;
         const DecodeRow row = memory_.table[used ? token : 0];
         float v[2];
@@ -255,33 +310,37 @@ class Consumer {
     }
   }
 
-  /// The end of down. With a short K that is most of what a row block costs.
+  /// The end of down. With a short K that is most of what a row block costs: no loops.
   template <int kN>
-  __device__ void finish_plain(int32_t row_block, const RowFactors& f, Sum<kN>& total) const {
+  __device__ void finish_plain(int32_t row_block, const RowFactors& f, const Sum<kN>& total) const {
     const int32_t column = row_block * kDecodeRows + first_row();
-    float* output = static_cast<float*>(a_.output) + column;
-#pragma unroll 1
-    for (int first = thread_ % 4 * 2; first < num_rows_; first += 8) {
+    // The number of outputs is a multiple of 16.
+    const int rows = column < a_.output_columns ? num_rows_ - first_token() : 0;
+    char* output = static_cast<char*>(a_.output) + column * sizeof(float);
+    const auto row_bytes = static_cast<uint32_t>(a_.output_columns) * 4;
+    const DecodeRow* table = memory_.table + first_token();
+#pragma unroll
+    for (int first = 0; first < kN; first += 8) {
+      if (first >= num_rows_) break;
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
-        if (first + i >= num_rows_) break;
-        const DecodeRow row = memory_.table[first + i];
-        float* to = output + static_cast<int64_t>(row.pair) * a_.output_columns;
+        if (first + i >= rows) continue;
+        const DecodeRow row = table[first + i];
+        auto* to = reinterpret_cast<float*>(
+            output + static_cast<uint64_t>(static_cast<uint32_t>(row.pair)) * row_bytes);
         float v[2];
 #pragma unroll
         for (int r = 0; r < 2; ++r) {
-          v[r] = static_cast<float>(total[i + 2 * r]) * (f.scale[r] * row.scale) + f.bias[r];
-          v[r] *= row.weight;
+          v[r] = static_cast<float>(total[first / 2 + i + 2 * r]) * (f.scale[r] * row.scale);
+          v[r] = (v[r] + f.bias[r]) * row.weight;
         }
-        // The number of outputs is a multiple of 16.
         if (Operand::kRowPairs) {
-          if (column < a_.output_columns) *reinterpret_cast<float2*>(to) = float2{v[0], v[1]};
+          *reinterpret_cast<float2*>(to) = float2{v[0], v[1]};
         } else {
-          if (column < a_.output_columns) to[0] = v[0];
-          if (column + kRowStep < a_.output_columns) to[kRowStep] = v[1];
+          to[0] = v[0];
+          to[kRowStep] = v[1];
         }
       }
-      next_tokens<kN>(total);
     }
   }
 
@@ -297,7 +356,7 @@ class Consumer {
                              const float (&v)[2]) const {
     float gate = 0.0f, up = v[0];
     int32_t column = row_block * outputs() + first_row();
-    if (gated_) {
+    if (gated()) {
       column -= first_row() - first_row() / 2;
       gate = v[0], up = v[1];
       if constexpr (!Operand::kRowPairs) {
@@ -314,7 +373,7 @@ class Consumer {
       }
     }
 #pragma unroll 1
-    for (int r = 0; r < (gated_ ? 1 : 2); ++r) {
+    for (int r = 0; r < (gated() ? 1 : 2); ++r) {
       float value = a_.activate ? apply_activation(a_.activation, gate, up) : up;
       if (!a_.weight_before_bias) value *= row.weight;
       const bool exists = used && column < a_.output_columns;
@@ -332,8 +391,8 @@ class Consumer {
   __device__ float note_maximum(const DecodeRow& row, int32_t column, bool exists,
                                 float value) const {
     if (exists && a_.rounded_channels != nullptr) {
-      value = flushed_product(
-          value, a_.rounded_channels[static_cast<int64_t>(expert_) * a_.output_columns + column]);
+      const int64_t expert = a_.sorted_expert_ids[block_];
+      value = flushed_product(value, a_.rounded_channels[expert * a_.output_columns + column]);
     }
     uint32_t bits = exists ? __float_as_uint(value) & 0x7fffffffu : 0;
 #pragma unroll
@@ -346,40 +405,16 @@ class Consumer {
     }
     return value;
   }
-  /// Rounds the group of columns that this row block belongs to, if it was the last missing one.
-  __device__ void round_finished_group(int32_t row_block) const {
-    const RoundedRows& to = a_.rounded;
-    const int32_t group_columns = to.columns_of_group();
-    const int32_t per_group = ceil_div(group_columns, outputs());
-    const int32_t group = row_block / per_group;
-    const int32_t groups = to.groups();
-    const int32_t in_group = min(per_group, walk_.schedule.row_blocks - group * per_group);
-    if (!came_last(a_.rounded_counters + block_ * groups + group, in_group)) return;
-    const float* channels =
-        a_.rounded_channels == nullptr
-            ? nullptr
-            : a_.rounded_channels + static_cast<int64_t>(expert_) * to.num_columns;
-    // A warp per row, or all warps of them for rows that would keep one busy.
-    const auto barrier = [this] { meet(); };
-    const int warps = group_columns <= 1024 ? 1 : kWarpgroup / 32;
-    const RoundingTeam<decltype(barrier)> team{thread_ % (warps * 32), warps,
-                                               reinterpret_cast<float*>(memory_.notes), barrier};
-    for (int row = thread_ / (warps * 32); row < num_rows_; row += kWarpgroup / 32 / warps) {
-      round_group(to, a_.output, a_.output_type, memory_.table[row].pair, group, channels, team);
-    }
-  }
 
   const DecodeParams<Operand>& p_;
   const DecodeArgs& a_;
   const LaneMemory& memory_;
-  const int thread_;
-  const bool gated_;
-  DecodeWalk walk_;
-  int32_t block_ = -1, expert_ = 0;
-  int32_t row_ = -1;  ///< of the input: this thread's of the block, or -1
+  const int member_;
+  const uint32_t thread_;
+  DecodeWalk walk_;  ///< at a run; its slot is the next
+  int32_t block_ = -1;
   int32_t factors_at_ = 0;
   int num_rows_ = 0;
-  bool scales_known_ = false;
 };
 
 }  // namespace switchyard::cuda::sm90

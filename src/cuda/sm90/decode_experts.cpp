@@ -101,10 +101,9 @@ std::string why_unsupported_matrix(const LayerSpec& spec, ActivationFormat activ
 struct DecodeExperts::Places {
   int32_t unit_size = 0;
   int64_t sorted_rows = 0;
-  int64_t num_lanes = 0;
+  int64_t num_warpgroups = 0;
   WorkspaceRegion sorted_ids, sorted_weights, sorted_expert_ids, num_valid_ids, sort_scratch;
-  /// Of cuts in gate_up and in down; then RowMaxima of the hidden rows, or counters of their
-  /// rounded groups.
+  /// Of cuts in gate_up and in down; then RowMaxima of the hidden rows.
   WorkspaceRegion counters;
   WorkspaceRegion partials;
   WorkspaceRegion token_codes, token_scales;
@@ -175,8 +174,8 @@ DecodeExperts::Places DecodeExperts::places(int64_t num_tokens, int64_t top_k) c
   const int64_t pairs = num_tokens * top_k;
   Places p;
   p.unit_size = decode_unit_size(num_tokens, top_k, spec_.num_experts);
-  const int64_t lanes = num_ctas_ * decode_lanes(p.unit_size);
-  p.num_lanes = lanes;
+  const int64_t warpgroups = num_ctas_ * decode_lanes(p.unit_size) * decode_team(p.unit_size);
+  p.num_warpgroups = warpgroups;
   p.sorted_rows = sort_capacity(num_tokens, top_k, spec_.num_experts, p.unit_size);
   WorkspaceCarver carver;
   p.sorted_ids = carver.take(p.sorted_rows * 4);
@@ -185,12 +184,10 @@ DecodeExperts::Places DecodeExperts::places(int64_t num_tokens, int64_t top_k) c
   p.num_valid_ids = carver.take(8);
   p.sort_scratch = carver.take(sort_scratch_bytes(num_tokens, top_k, spec_.num_experts));
   const ActivationStorage storage = activation_storage(activations_);
-  const int64_t rounded = quantised() ? std::max(pairs, p.sorted_rows / p.unit_size) *
-                                            scale_cols(storage.scale_block, inner)
-                                      : 0;
-  p.counters = carver.take(align_up<int64_t>((2 * lanes + rounded) * 4, 16));
+  const int64_t maxima = quantised() ? pairs * scale_cols(storage.scale_block, inner) : 0;
+  p.counters = carver.take(align_up<int64_t>((2 * warpgroups + maxima) * 4, 16));
   const int64_t chunks = std::max(gate_up_.steps.num_chunks(), down_.steps.num_chunks());
-  p.partials = carver.take(decode_partial_bytes(lanes, chunks, p.unit_size));
+  p.partials = carver.take(decode_partial_bytes(warpgroups, chunks, p.unit_size));
   if (quantised()) {
     const auto take = [&](int64_t rows, int64_t cols, WorkspaceRegion& codes,
                           WorkspaceRegion& scales) {
@@ -330,21 +327,18 @@ void DecodeExperts::set_hidden(const Batch& batch, DecodeArgs& gate_up, DecodeAr
   if (!quantised()) return;
   down.token_scale_groups = scale_groups(cols);
   gate_up.rounded_channels = down_.packed->rows().smooth_scales;
-  uint32_t* words = gate_up.counters + 2 * batch.places.num_lanes;
   if (rounds_while_read(batch)) {
     down.token_row_bytes = cols * 4;
     down.token_bytes = static_cast<int32_t>(cols);
-    down.token_maxima = gate_up.maxima = {.bits = words,
-                                          .groups = down.token_scale_groups,
-                                          .format = activation_storage(activations_).format};
+    down.token_maxima =
+        gate_up.maxima = {.bits = gate_up.counters + 2 * batch.places.num_warpgroups,
+                          .groups = down.token_scale_groups,
+                          .format = activation_storage(activations_).format};
     return;
   }
   const RoundedRows codes = rounded_rows(cols, batch.places.hidden_codes.in(batch.workspace),
                                          batch.places.hidden_scales.in(batch.workspace));
   set_codes(codes, down);
-  if (rounds_apart(batch)) return;
-  gate_up.rounded = codes;
-  gate_up.rounded_counters = words;
 }
 
 bool DecodeExperts::rounds_while_read(const Batch& batch) const {
@@ -356,12 +350,8 @@ bool DecodeExperts::rounds_while_read(const Batch& batch) const {
   const double blocks =
       expected_distinct_experts(spec_.num_experts, batch.top_k(), batch.num_tokens());
   const double loads = blocks * ceil_div(down_.packed->rows().num_rows, kDecodeRows) *
-                       down_.steps.num_steps / static_cast<double>(batch.places.num_lanes);
+                       down_.steps.num_steps / static_cast<double>(batch.places.num_warpgroups);
   return loads <= kMostLoads;
-}
-
-bool DecodeExperts::rounds_apart(const Batch& batch) const {
-  return one_scale() || (quantised() && batch.places.unit_size <= 8 && !rounds_while_read(batch));
 }
 
 RoundedRows DecodeExperts::rounded_rows(int64_t cols, void* codes, void* scales) const {
@@ -443,12 +433,12 @@ void DecodeExperts::run_batch(const Batch& batch) const {
   second.output = direct ? args.output.data : batch.places.expert_output.in(workspace);
   second.output_type = direct ? args.output.type : DataType::kF32;
   second.output_columns = static_cast<int32_t>(spec_.expert_width());
-  second.counters = lists.counters + batch.places.num_lanes;
+  second.counters = lists.counters + batch.places.num_warpgroups;
 
   set_tokens(batch, first);
   set_hidden(batch, first, second);
   multiply(gate_up_, first, stream);
-  if (rounds_apart(batch)) {
+  if (quantised() && !rounds_while_read(batch)) {
     const TensorView hidden =
         TensorView::contiguous(first.output, first.output_type, {pairs, spec_.intermediate_size});
     quantize_input(batch, hidden, down_,

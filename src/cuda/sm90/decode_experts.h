@@ -60,10 +60,8 @@ class DecodeExperts {
   static void set_codes(const RoundedRows& rows, DecodeArgs& args);
   RoundedRows rounded_rows(int64_t cols, void* codes, void* scales) const;
   int32_t scale_groups(int64_t cols) const;
-  /// Whether down rounds its input as it loads it, or a launch of its own does before (else whoever
-  /// finishes a group in gate_up).
+  /// Whether down rounds its input as it loads it; else a launch of its own does before.
   bool rounds_while_read(const Batch& batch) const;
-  bool rounds_apart(const Batch& batch) const;
   /// One activation scale for a whole tensor.
   bool one_scale() const { return activations_ == ActivationFormat::kFp8PerTensor; }
   void set_weights(const Matrix& matrix, DecodeArgs& args) const;

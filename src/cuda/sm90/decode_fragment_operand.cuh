@@ -2,6 +2,8 @@
 // 4-bit weights in fragment order: a step is one bulk copy of consecutive blocks; operand A comes
 // from registers.
 
+#include <type_traits>
+
 #include "cuda/sm90/decode_fragments.h"
 #include "cuda/sm90/decode_kernel.cuh"
 #include "cuda/sm90/fragment_operand.cuh"
@@ -35,15 +37,41 @@ struct DecodeFragments {
               step_bytes(args, k_step), full, evict_first_policy());
   }
 
-  template <int kN>
-  __device__ static void multiply(const Args& args, const Step& step, bool accumulate,
-                                  float (&sum)[kN / 2]) {
+  /// Deep matrices read their tables.
+  template <class Function>
+  __device__ static void with_variant(const Args& args, Function&& function) {
+    if constexpr (kMma == MmaType::kE4m3) {
+      if (args.deep) return function(std::true_type{});
+    }
+    function(std::false_type{});
+  }
+  template <int kN, bool kDeep>
+  __device__ static void multiply(const Step& step, bool accumulate, float (&sum)[kN / 2]) {
     if constexpr (Operand::kScalesSums) {
-      multiply_scaled<kN>(step, num_blocks(args, step.k_step), accumulate, sum);
-    } else if (Operand::kMma == MmaType::kE4m3 && args.deep) {
-      multiply_blocks<kN, true>(args, step, accumulate, sum);
+      multiply_scaled<kN>(step, kBlocks, accumulate, sum);
     } else {
-      multiply_blocks<kN, false>(args, step, accumulate, sum);
+      multiply_run<kN, kDeep, kBlocks>(step, 0, accumulate, sum);
+    }
+  }
+  /// Blocks of the last step if it is short, else 0.
+  __device__ static int tail_blocks(const Args& args) { return args.col_blocks % kBlocks; }
+  template <int kN>
+  __device__ static void multiply_tail(const Args& args, const Step& step, int blocks,
+                                       bool accumulate, float (&sum)[kN / 2]) {
+    if constexpr (Operand::kScalesSums) {
+      multiply_scaled<kN>(step, blocks, accumulate, sum);
+    } else {
+      with_variant(args, [&](auto deep) {
+        int first = 0;
+        if (blocks >= 2 * kGroup) {
+          multiply_run<kN, deep(), 2 * kGroup>(step, 0, accumulate, sum);
+          first = 2 * kGroup;
+        }
+#pragma unroll 1
+        for (; first < blocks; ++first) {
+          multiply_run<kN, deep(), 1>(step, first, accumulate || first > 0, sum);
+        }
+      });
     }
   }
 
@@ -52,23 +80,6 @@ struct DecodeFragments {
   static constexpr int kGroup = 4 / Operand::kSteps;
   /// 128 bytes of a token: descriptors count 16.
   static_assert(kGroup * kFragmentCols * kTokenBytes == 128);
-
-  template <int kN, bool kDeep>
-  __device__ static void multiply_blocks(const Args& args, const Step& step, bool accumulate,
-                                         float (&sum)[kN / 2]) {
-    const int blocks = num_blocks(args, step.k_step);
-    if (blocks == kBlocks) return multiply_run<kN, kDeep, kBlocks>(step, 0, accumulate, sum);
-    // The end of K.
-    int first = 0;
-    if (blocks >= 2 * kGroup) {
-      multiply_run<kN, kDeep, 2 * kGroup>(step, 0, accumulate, sum);
-      first = 2 * kGroup;
-    }
-#pragma unroll 1
-    for (; first < blocks; ++first) {
-      multiply_run<kN, kDeep, 1>(step, first, accumulate || first > 0, sum);
-    }
-  }
 
   /// kCount blocks from `first` on, finished on return. Unrolled: around a loop's end the compiler
   /// would wait for the instructions in flight.

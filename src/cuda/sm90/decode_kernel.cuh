@@ -2,9 +2,10 @@
 // GEMMs of few rows per expert: weights on the 64 rows of wgmma, tokens on its N columns, at the
 // speed of a plain read of the weights (core/decode_schedule.h says how they are divided).
 //
-// A CTA has decode_lanes lanes. A lane is a consumer warpgroup, a producer warp and a ring: slots
-// of one step of K, 64 weight rows beside the tokens of a block. The producer streams weights
-// before the previous kernel in the stream has ended if the lists are known by then.
+// A CTA has decode_lanes lanes. A lane is a team of consumer warpgroups, two producer warps and a
+// ring: slots of one step of K, 64 weight rows for each of the team beside the tokens of a block.
+// The producer streams weights before the previous kernel in the stream has ended if the lists are
+// known by then.
 //
 // What arrives for a step, and how it becomes the A operand, is the Operand policy:
 //
@@ -42,12 +43,12 @@ namespace switchyard::cuda::sm90 {
 /// Consumers, then the producers' warpgroups, which give registers to them.
 template <int kN>
 struct DecodeThreads {
-  static constexpr int kLanes = decode_lanes(kN);
-  static constexpr int kConsumers = kLanes * kWarpgroup;
+  static constexpr int kLanes = decode_lanes(kN), kTeam = decode_team(kN);
+  static constexpr int kConsumers = kLanes * kTeam * kWarpgroup;
   static constexpr int kProducers = align_up(kLanes * 2 * 32, kWarpgroup);
   static constexpr int kAll = kConsumers + kProducers;
   static constexpr int kAtStart = 65536 / kAll / 8 * 8;
-  static constexpr int kProducerRegisters = kN <= 16 ? 40 : 56;  // addresses of rows
+  static constexpr int kProducerRegisters = kN <= 8 ? 40 : kN <= 32 ? 32 : 56;  // addresses of rows
   static constexpr int kConsumerRegisters =
       std::min((kAll * kAtStart - kProducers * kProducerRegisters) / kConsumers / 8 * 8, 232);
 };
@@ -58,20 +59,22 @@ __global__ void __launch_bounds__(DecodeThreads<kN>::kAll, 1)
   extern __shared__ __align__(1024) char shared_memory[];
   const int warp = __shfl_sync(~0u, static_cast<int>(threadIdx.x) / 32, 0);
   using Threads = DecodeThreads<kN>;
-  constexpr int kLanes = Threads::kLanes;
-  constexpr int kConsumerWarps = kLanes * 4;
+  constexpr int kLanes = Threads::kLanes, kTeam = Threads::kTeam;
+  constexpr int kConsumerWarps = Threads::kConsumers / 32;
   if (threadIdx.x == 0) {
     auto* barriers = reinterpret_cast<uint64_t*>(shared_memory + p.shared.barriers);
     for (int i = 0; i < kLanes * p.shared.slots * 2; ++i) {
-      // Full: the announcement of weights and 32 threads' tokens. Empty: four warps.
-      barrier_init(barriers + i, i / p.shared.slots % 2 == 0 ? 33 : 4);
+      // Full: the announcement of weights and 32 threads' tokens. Empty: four warps of each member.
+      barrier_init(barriers + i, i / p.shared.slots % 2 == 0 ? 33 : 4 * kTeam);
     }
     fence_barrier_init();
   }
   __syncthreads();
-  const int lane = warp < kConsumerWarps ? warp / 4 : (warp - kConsumerWarps) / 2;
-  const LaneMemory memory(shared_memory, p.shared, lane, p.args.unit_size);
-  if (warp >= kConsumerWarps) {
+  const bool consumes = warp < kConsumerWarps;
+  const int lane = consumes ? warp / (4 * kTeam) : (warp - kConsumerWarps) / 2;
+  const int member = consumes ? warp / 4 % kTeam : 0;
+  const LaneMemory memory(shared_memory, p.shared, lane, p.args.unit_size, member);
+  if (!consumes) {
     give_registers<Threads::kProducerRegisters>();
     if (lane >= kLanes) return;
     if (warp % 2 != 0) {
@@ -82,7 +85,7 @@ __global__ void __launch_bounds__(DecodeThreads<kN>::kAll, 1)
   } else {
     take_registers<Threads::kConsumerRegisters>();
     if (!p.args.lists_ready) wait_for_previous_kernel();
-    Consumer<Operand> consumer(p, memory, lane);
+    Consumer<Operand> consumer(p, memory, lane, member);
     if (p.args.lists_ready) wait_for_previous_kernel();
     // Not before: the next kernel may rely on everything that this one waited for.
     let_next_kernel_start();
@@ -96,15 +99,17 @@ inline constexpr int32_t kSharedBytes = 227 * 1024;
 template <class Operand, int kN>
 void launch_decode_tile(const typename Operand::Args& weights, const DecodeArgs& args, int num_ctas,
                         Stream stream) {
-  constexpr int32_t kLanes = decode_lanes(kN);
+  constexpr int32_t kLanes = decode_lanes(kN), kTeam = decode_team(kN);
+  const int32_t row_blocks = ceil_div(args.num_rows, kDecodeRows);
   const DecodeParams<Operand> params{
       .weights = weights,
       .args = args,
       .shared =
-          decode_shared(kLanes, Operand::kStepBytes, Operand::kTokenBlocks,
+          decode_shared(kLanes, kTeam, Operand::kStepBytes, Operand::kTokenBlocks,
                         scales_per_step<Operand>(args.unit_size), args.unit_size, kSharedBytes),
       .lanes = kLanes,
-      .row_blocks = ceil_div(args.num_rows, kDecodeRows),
+      .row_blocks = row_blocks,
+      .num_strips = ceil_div(row_blocks, kTeam),
       .num_chunks = args.steps.num_chunks()};
   launch(decode_kernel<Operand, kN>,
          {.grid = static_cast<unsigned>(num_ctas),

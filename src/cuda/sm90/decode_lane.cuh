@@ -26,10 +26,9 @@ struct Step {
   const char* weights;  ///< 1024-byte aligned
   uint32_t tokens;      ///< shared address of kTokenBlocks blocks [unit_size][128 bytes], swizzled
   uint32_t token_block_bytes;
-  /// kBlockScales: [block of 128 columns][unit_size tokens, then gate row, up row]
-  const float* scales;
-  int unit_size;
-  int k_step;
+  const float* scales;      ///< kBlockScales: of tokens, from block to block of 128 columns
+  const float* row_scales;  ///< - of a gate row and an up row, as far apart
+  int scale_stride;
 
   __device__ uint64_t token_descriptor(int block) const {
     return swizzled_128_descriptor(tokens + static_cast<uint32_t>(block) * token_block_bytes);
@@ -42,38 +41,46 @@ struct DecodeParams {
   DecodeArgs args;
   DecodeShared shared;
   int32_t lanes;                   ///< of a CTA
-  int32_t row_blocks, num_chunks;  ///< as DecodeSchedule has them
+  int32_t row_blocks;              ///< of 64 rows, of an expert's matrix
+  int32_t num_strips, num_chunks;  ///< as DecodeSchedule has them
 };
 
 inline constexpr int kWarpgroup = 128;
 
+/// Scales of 128 columns of a slot: a block's tokens, then a gate row and an up row for each of the
+/// team.
+SWITCHYARD_HOST_DEVICE constexpr int scale_stride(int unit_size) {
+  return unit_size + 2 * decode_team(unit_size);
+}
 template <class Operand>
 constexpr int scales_per_step(int unit_size) {
-  return Operand::kBlockScales ? Operand::kTokenBlocks * (unit_size + 2) : 0;
+  return Operand::kBlockScales ? Operand::kTokenBlocks * scale_stride(unit_size) : 0;
 }
 
 /// A row of the current block, as the epilogue needs it.
 struct alignas(kDecodeRowBytes) DecodeRow {
-  int32_t pair;
+  int32_t pair, input;
   float weight, scale;
 };
 
-/// Places of one lane in shared memory.
+/// Places of one lane in shared memory; table and notes are a warpgroup's own.
 struct LaneMemory {
   char* ring;
   float* scales;
-  float* factors;  ///< by row block: scales of its rows, then biases
+  float* factors;  ///< by strip: scales of its rows, then biases
   DecodeRow* table;
   int32_t* notes;
   uint64_t* full;
   uint64_t* empty;
 
-  __device__ LaneMemory(char* memory, const DecodeShared& s, int lane, int unit_size)
+  __device__ LaneMemory(char* memory, const DecodeShared& s, int lane, int unit_size,
+                        int member = 0)
       : ring(memory + lane * s.slots * s.slot_bytes),
         scales(reinterpret_cast<float*>(memory + s.scales + lane * s.slots * s.scale_bytes)),
-        factors(reinterpret_cast<float*>(memory + s.factors +
-                                         lane * s.factor_blocks * kDecodeFactorBytes)),
-        table(reinterpret_cast<DecodeRow*>(memory + s.tables + lane * s.table_bytes)),
+        factors(
+            reinterpret_cast<float*>(memory + s.factors + lane * s.factor_strips * s.factor_bytes)),
+        table(reinterpret_cast<DecodeRow*>(memory + s.tables +
+                                           (lane * s.team + member) * s.table_bytes)),
         notes(reinterpret_cast<int32_t*>(table + unit_size)),
         full(reinterpret_cast<uint64_t*>(memory + s.barriers) + lane * s.slots * 2),
         empty(full + s.slots) {}
@@ -82,8 +89,12 @@ struct LaneMemory {
 template <class Operand>
 __device__ DecodeSchedule schedule_of(const DecodeParams<Operand>& p) {
   const int32_t unit_bits = __ffs(p.args.unit_size) - 1;
-  return {p.args.num_valid_ids[0] >> unit_bits, p.row_blocks, p.num_chunks,
-          static_cast<int32_t>(gridDim.x) * p.lanes, static_cast<int32_t>(gridDim.x)};
+  return {p.args.num_valid_ids[0] >> unit_bits,
+          p.num_strips,
+          p.num_chunks,
+          static_cast<int32_t>(gridDim.x) * p.lanes,
+          static_cast<int32_t>(gridDim.x),
+          p.shared.team};
 }
 /// The walk of this CTA's lane; reads the lists.
 template <class Operand>

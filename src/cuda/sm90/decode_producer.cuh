@@ -44,7 +44,7 @@ class TokenLoader {
     loads_ = 0;
     const int64_t expert = a_.sorted_expert_ids[block];
     if constexpr (Operand::kBlockScales) {
-      row_scales_ = a_.row_scales + (expert * a_.num_rows + lane_ % 2) * a_.row_scale_groups;
+      row_scales_ = a_.row_scales + expert * a_.num_rows * a_.row_scale_groups;
     }
     num_rows_ = 0;
 #pragma unroll
@@ -65,6 +65,8 @@ class TokenLoader {
 
  private:
   static constexpr int kRows = kN <= 32 ? 1 : 2;  // of a thread
+  static constexpr int kTeam = decode_team(kN);
+  static constexpr int kScaleStride = scale_stride(kN);
   static constexpr bool kCanRound = kN <= 8 && Operand::kMma != MmaType::kBf16;
 
   __device__ void copy_tokens(const DecodeWalk& walk) const {
@@ -98,7 +100,7 @@ class TokenLoader {
     char* to = memory_.ring + (walk.slot + 1) * shared_.slot_bytes - shared_.token_bytes +
                part / 8 * a_.unit_size * 128;
     float* scales =
-        memory_.scales + walk.slot * (shared_.scale_bytes / 4) + part / 8 * (a_.unit_size + 2);
+        memory_.scales + walk.slot * (shared_.scale_bytes / 4) + part / 8 * kScaleStride;
     for (int first = 0; first < num_rows_; first += 32 / kLanesOfRow) {
       const int row = first + lane_ / kLanesOfRow;
       const int32_t source = __shfl_sync(~0u, rows_[0], row % 32);
@@ -122,9 +124,7 @@ class TokenLoader {
     }
   }
 
-  // Scales of the step's 128-column blocks: one per token, then those of the gate and up rows.
   __device__ void load_token_scales(const DecodeWalk& walk) const {
-    const int width = a_.unit_size + 2;
     const uint32_t to =
         shared_address(memory_.scales) + static_cast<uint32_t>(walk.slot * shared_.scale_bytes);
     const int32_t first_block = walk.k_step() * Operand::kTokenBlocks;
@@ -137,23 +137,23 @@ class TokenLoader {
 #pragma unroll
       for (int b = 0; b < Operand::kTokenBlocks; ++b) {
         const int32_t group = per_block ? first_block + b : 0;
-        async_copy_4(to + static_cast<uint32_t>(b * width + row) * 4, from + group,
+        async_copy_4(to + static_cast<uint32_t>(b * kScaleStride + row) * 4, from + group,
                      !per_block || group < a_.token_scale_groups);
       }
     }
   }
   __device__ void load_row_scales(const DecodeWalk& walk) const {
-    const int width = a_.unit_size + 2;
+    constexpr int kScales = 2 * kTeam;  // of a block of 128 columns
+    static_assert(kScales * Operand::kTokenBlocks <= 32 || !Operand::kBlockScales);
     const uint32_t to =
         shared_address(memory_.scales) + static_cast<uint32_t>(walk.slot * shared_.scale_bytes);
-    const int32_t first_block = walk.k_step() * Operand::kTokenBlocks;
-    if (lane_ < 2 * Operand::kTokenBlocks) {
-      const int32_t group = first_block + lane_ / 2;
-      async_copy_4(to + static_cast<uint32_t>(lane_ / 2 * width + a_.unit_size + lane_ % 2) * 4,
-                   row_scales_ +
-                       static_cast<int64_t>(walk.row_block * kDecodeRows) * a_.row_scale_groups +
-                       group,
-                   group < a_.row_scale_groups);
+    if (lane_ < kScales * Operand::kTokenBlocks) {
+      const int32_t group = walk.k_step() * Operand::kTokenBlocks + lane_ / kScales;
+      const int scale = lane_ % kScales;
+      const int32_t row = (walk.strip * kTeam + scale / 2) * kDecodeRows + scale % 2;
+      async_copy_4(to + static_cast<uint32_t>(lane_ / kScales * kScaleStride + kN + scale) * 4,
+                   row_scales_ + static_cast<int64_t>(row) * a_.row_scale_groups + group,
+                   group < a_.row_scale_groups && row < a_.num_rows);
     }
   }
 
@@ -186,26 +186,28 @@ __device__ inline void producers_meet(int lane) {
   named_barrier(kFirstBarrier + lane, 2 * 32);
 }
 
-/// Scales and biases of a row block's rows, those that there are, with the first step.
+/// Scales and biases of a strip's rows, those that there are, with the first step.
 template <class Operand>
 class RowFactorLoader {
  public:
-  __device__ RowFactorLoader(const DecodeArgs& a, int32_t expert, int32_t row_block)
+  __device__ RowFactorLoader(const DecodeArgs& a, int32_t expert, int32_t strip, int32_t team)
       : scales_(per_row_scales<Operand>(a)),
         biases_(a.bias),
-        first_(static_cast<int64_t>(expert) * a.num_rows + row_block * kDecodeRows),
-        each_(static_cast<uint32_t>(min(kDecodeRows, a.num_rows - row_block * kDecodeRows)) * 4) {}
+        rows_(team * kDecodeRows),
+        first_(static_cast<int64_t>(expert) * a.num_rows + strip * rows_),
+        each_(static_cast<uint32_t>(min(rows_, a.num_rows - strip * rows_)) * 4) {}
   __device__ uint32_t bytes() const {
     return (scales_ == nullptr ? 0 : each_) + (biases_ == nullptr ? 0 : each_);
   }
   __device__ void load(float* to, uint64_t* full) const {
     if (scales_ != nullptr) bulk_load(to, scales_ + first_, each_, full);
-    if (biases_ != nullptr) bulk_load(to + kDecodeRows, biases_ + first_, each_, full);
+    if (biases_ != nullptr) bulk_load(to + rows_, biases_ + first_, each_, full);
   }
 
  private:
   const float* scales_;
   const float* biases_;
+  int32_t rows_;
   int64_t first_;
   uint32_t each_;
 };
@@ -217,31 +219,36 @@ __device__ void bring_weights(const DecodeParams<Operand>& p, const LaneMemory& 
   if constexpr (requires { Operand::prefetch(p.weights); }) Operand::prefetch(p.weights);
   if (!a.lists_ready) wait_for_previous_kernel();
   DecodeWalk walk = walk_of(p, lane);
-  int32_t block = walk.block, row_block = -1, factors_at = 0;
+  int32_t block = walk.block, strip = -1, factors_at = 0, row_blocks = 0;
   int32_t expert = walk.done() ? 0 : a.sorted_expert_ids[block];
   if (!a.lists_ready) producers_meet(lane);
   if (threadIdx.x % 32 != 0) return;
   for (; !walk.done(); walk.advance()) {
     if (walk.block != block) {
       block = walk.block;
-      row_block = -1;
+      strip = -1;
       expert = a.sorted_expert_ids[block];
     }
     const int k_step = walk.k_step();
     uint64_t* full = memory.full + walk.slot;
     barrier_wait(memory.empty + walk.slot, walk.phase ^ 1);
     const uint32_t bytes = step_bytes<Operand>(p.weights, k_step);
-    if (walk.row_block != row_block) {
-      row_block = walk.row_block;
-      const RowFactorLoader<Operand> factors(a, expert, row_block);
-      barrier_expect(full, bytes + factors.bytes());
-      factors.load(memory.factors + factors_at * (kDecodeFactorBytes / 4), full);
-      if (++factors_at == p.shared.factor_blocks) factors_at = 0;
+    const int32_t first = walk.strip * p.shared.team;
+    if (walk.strip != strip) {
+      strip = walk.strip;
+      row_blocks = min(p.shared.team, p.row_blocks - first);
+      const RowFactorLoader<Operand> factors(a, expert, strip, p.shared.team);
+      barrier_expect(full, row_blocks * bytes + factors.bytes());
+      factors.load(memory.factors + factors_at * (p.shared.factor_bytes / 4), full);
+      if (++factors_at == p.shared.factor_strips) factors_at = 0;
     } else {
-      barrier_expect(full, bytes);
+      barrier_expect(full, row_blocks * bytes);
     }
-    Operand::load(p.weights, memory.ring + walk.slot * p.shared.slot_bytes, expert, walk.row_block,
-                  k_step, full);
+    char* to = memory.ring + walk.slot * p.shared.slot_bytes;
+#pragma unroll 1
+    for (int32_t i = 0; i < row_blocks; ++i, to += p.shared.step_bytes) {
+      Operand::load(p.weights, to, expert, first + i, k_step, full);
+    }
   }
 }
 

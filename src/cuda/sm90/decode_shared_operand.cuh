@@ -2,6 +2,8 @@
 // Row-major bf16, E4M3 and INT8 weights: boxes of 64 rows x 128 bytes by the copy engine, both
 // operands of wgmma from shared memory.
 
+#include <type_traits>
+
 #include "cuda/sm90/decode_gemm.h"
 #include "cuda/sm90/decode_kernel.cuh"
 
@@ -31,8 +33,12 @@ struct SharedOperand {
     }
   }
 
-  template <int kN>
-  __device__ static void multiply(const Args&, const Step& step, bool accumulate,
+  template <class Function>
+  __device__ static void with_variant(const Args&, Function&& function) {
+    function(std::false_type{});
+  }
+  template <int kN, bool>
+  __device__ static void multiply(const Step& step, bool accumulate,
                                   typename Wgmma<kType, kN>::Accumulator& sum) {
     const uint64_t weights = swizzled_128_descriptor(shared_address(step.weights));
     if constexpr (kScaled) {
@@ -82,9 +88,10 @@ struct SharedOperand {
   template <int kN>
   __device__ static void promote(const Step& step, int block, bool accumulate,
                                  const float (&part)[kN / 2], float (&sum)[kN / 2]) {
-    const float* scales = step.scales + block * (step.unit_size + 2);
+    const float* scales = step.scales + block * step.scale_stride;
     const int lane = static_cast<int>(threadIdx.x) % 32;
-    const float rows = scales[step.unit_size + lane / 4 % 2];  // gate rows are even
+    const float rows =
+        step.row_scales[block * step.scale_stride + lane / 4 % 2];  // gate rows are even
 #pragma unroll
     for (int i = 0; i < kN / 2; ++i) {
       const float scale = rows * scales[i / 4 * 8 + lane % 4 * 2 + i % 2];
