@@ -423,6 +423,61 @@ void bench_combine(Report& report, Limits& limits) {
   }
 }
 
+/// Matrices that every token meets. Beside them a read of the weights and the tokens.
+void bench_linear(Report& report, Limits& limits, bool generic) {
+  struct Shape {
+    const char* name;
+    int64_t rows, cols;
+    Format format;
+    DataType output;
+  };
+  const Shape shapes[] = {
+      {"deepseek-r1 router 256 x 7168 bf16", 256, 7168, Format::kBf16, DataType::kF32},
+      {"gpt-oss router 128 x 2880 bf16", 128, 2880, Format::kBf16, DataType::kF32},
+      {"shared gate 1 x 2048 bf16", 1, 2048, Format::kBf16, DataType::kF32},
+      {"glm-4.5 router 160 x 5120 f32", 160, 5120, Format::kF32, DataType::kF32},
+      {"kimi-k3 latent 3584 x 7168 bf16", 3584, 7168, Format::kBf16, DataType::kBf16}};
+  LayerOptions options;
+  options.generic_kernels = generic;
+  for (const Shape& s : shapes) {
+    const bool bf16 = s.format == Format::kBf16;
+    const DataType type = bf16 ? DataType::kBf16 : DataType::kF32;
+    const int64_t weight_bytes = s.rows * s.cols * element_bytes(type);
+    const int copies = rotation(weight_bytes);
+    const DeviceBuffer random = random_memory(weight_bytes, bf16, 13);
+    std::vector<char> values(static_cast<size_t>(weight_bytes));
+    cuda_backend()->download(values.data(), random.data(), weight_bytes, options);
+    const WeightMatrix matrix{
+        .format = s.format,
+        .rows = s.rows,
+        .cols = s.cols,
+        .values = TensorView::contiguous(values.data(), type, {s.rows, s.cols})};
+    std::vector<std::unique_ptr<PackedLinear>> linears;
+    for (int i = 0; i < copies; ++i) {
+      linears.push_back(cuda_backend()->pack_linear(matrix, {}, options));
+    }
+    for (const int64_t tokens : {1, 2, 4, 8, 16, 64, 256, 1024, 8192}) {
+      const int64_t in = tokens * s.cols * 2;
+      const int64_t out = tokens * s.rows * element_bytes(s.output);
+      const DeviceBuffer input = random_memory(copies * in, true, 14);
+      const DeviceBuffer output(copies * out);
+      const DeviceBuffer workspace(std::max<int64_t>(linears.front()->workspace_bytes(tokens), 1));
+      const Launch launch = [&](int i, cudaStream_t stream) {
+        linears[static_cast<size_t>(i)]->run(
+            {.input = TensorView::contiguous(input.as<char>() + i * in, DataType::kBf16,
+                                             {tokens, s.cols}),
+             .output =
+                 TensorView::contiguous(output.as<char>() + i * out, s.output, {tokens, s.rows})},
+            {workspace.data(), workspace.bytes()}, {stream});
+      };
+      constexpr double kBudget = 0.1;
+      report.add("linear", fmt::format("{}{}", s.name, generic ? ", generic kernel" : ""), tokens,
+                 time_graph(launch, copies, kBudget), weight_bytes + in,
+                 limits.read_us(weight_bytes + in));
+    }
+  }
+}
+
 /// The generic experts, for the record: one copy, warm, f32 arithmetic.
 void bench_experts(Report& report, Limits& limits) {
   for (const int64_t tokens : {1, 64, 1024}) {
@@ -497,7 +552,8 @@ int main(int argc, char** argv) {
   using namespace switchyard::bench;
   CLI::App app{"Times the GPU steps beside the limits of this GPU"};
   std::string out;
-  std::vector<std::string> steps{"sort", "route", "route+sort", "quantize", "combine", "experts"};
+  std::vector<std::string> steps{"sort",    "route",  "route+sort", "quantize",
+                                 "combine", "linear", "experts"};
   bool both_paths = false;
   app.add_option("--json", out, "where the record goes");
   app.add_option("--steps", steps, "which steps")->delimiter(',');
@@ -520,6 +576,8 @@ int main(int argc, char** argv) {
       bench_activate_quantize(report, limits);
     }
     if (wanted("combine")) bench_combine(report, limits);
+    if (wanted("linear")) bench_linear(report, limits, false);
+    if (wanted("generic-linear")) bench_linear(report, limits, true);
     if (wanted("experts")) bench_experts(report, limits);
     record["results"] = report.rows();
     if (!out.empty()) std::ofstream(out) << record.dump(1) << '\n';

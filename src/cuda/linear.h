@@ -16,6 +16,7 @@ class CudaLinear final : public PackedLinear {
 
  private:
   int device_;
+  bool generic_;  ///< only the portable kernels
   PackedMatrices weights_;
 };
 

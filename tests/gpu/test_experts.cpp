@@ -350,37 +350,5 @@ TEST(GpuExperts, Dense) {
   }
 }
 
-TEST(GpuLinear, FormatsShapesAndEpilogues) {
-  Random random(17);
-  for (const Format format : {Format::kF32, Format::kBf16, Format::kFp8E4m3, Format::kInt8}) {
-    for (const auto& [n, k] : {std::pair{1, 64}, {256, 712}, {65, 33}}) {
-      const test::OwnedMatrix matrix =
-          test::random_matrix(random, n, k, test::usual_matrix(format));
-      const Buffer bias = Buffer::normal(random, DataType::kBf16, {n});
-      const auto gpu = test::gpu().pack_linear(matrix.matrix, bias, {});
-      const auto reference = reference_backend().pack_linear(matrix.matrix, bias, {});
-      for (const int64_t t : {1, 5, 40, 130}) {
-        for (const auto epilogue : {LinearEpilogue::kNone, LinearEpilogue::kSigmoid}) {
-          const Buffer input = Buffer::normal(random, DataType::kBf16, {t, k});
-          const Buffer addend = Buffer::normal(random, DataType::kF32, {t, n});
-          const Buffer count = Buffer::of(DataType::kI32, {1}, {static_cast<double>(t / 2)});
-          Buffer output(DataType::kF32, {t, n});
-          const DeviceTensor x(input), a(addend), y(output), c(count);
-          const test::GuardedMemory workspace(reference->workspace_bytes(t));
-          reference->run({input, addend, count, epilogue, output}, workspace.workspace(), {});
-          gpu->run({x, a, c, epilogue, y}, {}, {});
-          const Buffer got = y.fetch();
-          EXPECT_TRUE(got.untouched(t / 2 * n, got.size()));
-          if (t / 2 == 0) continue;
-          const auto head = [&, columns = n](const Buffer& b) {
-            return TensorView::contiguous(b.view().data, DataType::kF32, {t / 2, columns});
-          };
-          EXPECT_TRUE(test::within(head(got), head(output), {.rms = 2e-6, .worst = 1e-4}));
-        }
-      }
-    }
-  }
-}
-
 }  // namespace
 }  // namespace switchyard
