@@ -65,9 +65,36 @@ __device__ __forceinline__ void unpack_numbers(const Numbers<kWide>& numbers, bo
   }
 }
 
+/// Leaves one value's sum over the warp in v[0] and returns which, or -1. Lanes trade half of their
+/// values while they have several, so that n values take n + 4 - log2 n shuffles; lanes 16 apart
+/// add first, whatever n.
+template <int kCount>
+__device__ __forceinline__ int sum_over_warp(float (&v)[kCount], int lane) {
+  int value = 0, count = kCount;
+#pragma unroll
+  for (int distance = 16; distance > 0; distance /= 2) {
+    const bool upper = (lane & distance) != 0;
+    if (count > 1) {
+      count /= 2;
+#pragma unroll
+      for (int i = 0; i < kCount / 2; ++i) {
+        if (i >= count) continue;
+        const float mine = upper ? v[i + count] : v[i];
+        const float other = upper ? v[i] : v[i + count];
+        v[i] = mine + __shfl_xor_sync(~0u, other, distance);
+      }
+      value += upper ? count : 0;
+    } else {
+      v[0] += __shfl_xor_sync(~0u, v[0], distance);
+      if (upper) value = -1;
+    }
+  }
+  return value;
+}
+
 /// kRows weight rows meet kTokens tokens; loads of kAhead steps are in flight together.
 template <bool kWideWeights, bool kWideInput, int kRows, int kTokens, int kAhead>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 2)
     linear_dot_kernel(const __grid_constant__ LinearJob job, bool input_aligned) {
   __shared__ float warp_sums[kWarps][kRows * kTokens];
   const int32_t cols = job.weights.num_cols;
@@ -131,14 +158,8 @@ __global__ void __launch_bounds__(kThreads)
     }
   }
 
-#pragma unroll
-  for (int i = 0; i < kRows * kTokens; ++i) {
-#pragma unroll
-    for (int distance = 16; distance > 0; distance /= 2) {
-      sums[i] += __shfl_xor_sync(~0u, sums[i], distance);
-    }
-    if (thread % 32 == 0) warp_sums[thread / 32][i] = sums[i];
-  }
+  const int value = sum_over_warp(sums, thread % 32);
+  if (value >= 0) warp_sums[thread / 32][value] = sums[0];
   __syncthreads();
   if (thread >= kRows * kTokens) return;
   const int32_t row = first_row + thread / kTokens;
