@@ -66,11 +66,20 @@ struct LinearArgs {
   LinearEpilogue epilogue = LinearEpilogue::kNone;
   TensorView output{};  ///< [T, N] f32, bf16 or f16
 };
+struct LinearStep {
+  const char* kernel = "";
+  int64_t weight_bytes = 0;     ///< that the kernel reads
+  bool on_matrix_unit = false;  ///< bf16 products, else f32
+};
 class PackedLinear {
  public:
   virtual ~PackedLinear() = default;
   virtual int64_t packed_bytes() const = 0;
   virtual int64_t workspace_bytes(int64_t max_tokens) const = 0;
+  /// What run() would do with so many tokens of the usual type.
+  virtual LinearStep step(int64_t /*num_tokens*/) const {
+    return {.kernel = "linear", .weight_bytes = packed_bytes()};
+  }
   virtual void run(const LinearArgs& args, Workspace workspace, Stream stream) const = 0;
 };
 

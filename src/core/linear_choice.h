@@ -10,16 +10,18 @@
 namespace switchyard {
 
 enum class LinearKernel {
-  kGeneric,    ///< every format
-  kDot,        ///< plain numbers, few tokens
-  kSplitTile,  ///< a cluster shares a tile's chunks of K
-  kTile,       ///< the same sums, a block per tile
-  kWideTile,   ///< one sum over all of K
+  kGeneric,      ///< every format
+  kDot,          ///< plain numbers, few tokens
+  kNarrowSplit,  ///< a cluster shares a tile's chunks of K
+  kSplit,        ///< the same with wider tiles
+  kTile,         ///< the same sums, a block per tile
+  kWideTile,     ///< one sum over all of K
 };
 constexpr const char* to_string(LinearKernel kernel) {
   switch (kernel) {
     case LinearKernel::kDot: return "linear_dot";
-    case LinearKernel::kSplitTile: return "sm90_linear_split";
+    case LinearKernel::kNarrowSplit: return "sm90_linear_split_128x64";
+    case LinearKernel::kSplit: return "sm90_linear_split_128x128";
     case LinearKernel::kTile: return "sm90_linear_128x128";
     case LinearKernel::kWideTile: return "sm90_linear_128x256";
     case LinearKernel::kGeneric: break;
@@ -49,16 +51,38 @@ struct LinearBlocks {
   }
 };
 
-/// For weights and tokens that the matrix unit takes. H200 figures: linear rows of bench_gpu.
-constexpr LinearKernel choose_linear(int64_t num_tokens, int64_t rows, int num_sms) {
-  // Of many rows each wants its tokens again: 3584 x 7168 takes 23 us at 2 tokens, the matrix unit
-  // 16.
-  constexpr int64_t kFewTokens = 8, kFewRows = 1024;
-  if (num_tokens == 1 || (num_tokens <= kFewTokens && rows <= kFewRows)) return LinearKernel::kDot;
-  const int64_t tiles =
-      ceil_div<int64_t>(num_tokens, kLinearTileTokens) * ceil_div<int64_t>(rows, kLinearTileTokens);
-  if (tiles < num_sms) return LinearKernel::kSplitTile;
-  return rows >= kFewRows ? LinearKernel::kWideTile : LinearKernel::kTile;
+namespace linear_cost {
+
+// H200, from the times of every kernel over six shapes (128 to 7168 rows) and T = 2 .. 8192.
+/// Up to here a dot product's block has its tokens at hand; above 1024 rows that is too much
+/// traffic (3584 x 7168: 23 us at 2 tokens, the matrix unit 16).
+inline constexpr int64_t kDotTokens = 8, kDotRows = 1024;
+/// us of a block of K in a tile of 128 and of 256 rows.
+inline constexpr double kTileBlock = 0.41, kWideBlock = 0.65;
+/// us of a split launch, of each of its blocks, and of a block of K in each.
+inline constexpr double kSplitStart = 4, kSplitEnd = 0.0304, kSplitBlock = 0.0041;
+
+}  // namespace linear_cost
+
+/// For weights and tokens that the matrix unit takes.
+constexpr LinearKernel choose_linear(int64_t num_tokens, int64_t rows, const LinearBlocks& blocks,
+                                     int num_sms) {
+  using namespace linear_cost;
+  if (num_tokens == 1 || (num_tokens <= kDotTokens && rows <= kDotRows)) return LinearKernel::kDot;
+  const auto tiles = [&](int64_t width) {
+    return ceil_div<int64_t>(num_tokens, kLinearTileTokens) * ceil_div(rows, width);
+  };
+  constexpr int64_t kNarrow = 64, kSquare = 128, kWide = 256;
+  if (tiles(kNarrow) * kLinearChunks <= num_sms) return LinearKernel::kNarrowSplit;
+  const auto us = [&](int64_t width, double block) {
+    return block * blocks.num_blocks *
+           static_cast<double>(ceil_div<int64_t>(tiles(width), num_sms));
+  };
+  const double split = kSplitStart + static_cast<double>(tiles(kSquare) * kLinearChunks) *
+                                         (kSplitEnd + kSplitBlock * blocks.chunk_blocks);
+  const double square = us(kSquare, kTileBlock), wide = us(kWide, kWideBlock);
+  if (split <= square && split <= wide) return LinearKernel::kSplit;
+  return square <= wide ? LinearKernel::kTile : LinearKernel::kWideTile;
 }
 
 }  // namespace switchyard

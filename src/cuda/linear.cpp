@@ -66,7 +66,18 @@ CudaLinear::CudaLinear(const WeightMatrix& matrix, const TensorView& bias,
 LinearKernel CudaLinear::kernel_for(int64_t num_tokens) const {
   if (generic_ || !is_plain(weights_.rows())) return LinearKernel::kGeneric;
   if (!gemm_weights_) return LinearKernel::kDot;
-  return choose_linear(num_tokens, weights_.rows().num_rows, device_facts(device_).num_sms);
+  const WeightRows& rows = weights_.rows();
+  return choose_linear(num_tokens, rows.num_rows, LinearBlocks(rows.num_cols, gemm_weights_->parts),
+                       device_facts(device_).num_sms);
+}
+
+LinearStep CudaLinear::step(int64_t num_tokens) const {
+  const LinearKernel kernel = kernel_for(num_tokens);
+  const bool gemm = kernel != LinearKernel::kGeneric && kernel != LinearKernel::kDot;
+  const bool parts = gemm && gemm_weights_->parts > 1;
+  return {.kernel = to_string(kernel),
+          .weight_bytes = (parts ? parts_ : weights_).bytes(),
+          .on_matrix_unit = gemm};
 }
 
 void CudaLinear::run(const LinearArgs& args, Workspace, Stream stream) const {

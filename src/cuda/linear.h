@@ -16,6 +16,7 @@ class CudaLinear final : public PackedLinear {
 
   int64_t packed_bytes() const override { return weights_.bytes() + parts_.bytes(); }
   int64_t workspace_bytes(int64_t) const override { return 0; }
+  LinearStep step(int64_t num_tokens) const override;
   void run(const LinearArgs& args, Workspace workspace, Stream stream) const override;
 
  private:

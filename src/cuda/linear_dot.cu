@@ -194,9 +194,11 @@ struct Kernels {
   static constexpr Choice choice() {
     return {linear_dot_kernel<kWideWeights, kWideInput, kRows, kTokens, kAhead>, kRows, kTokens};
   }
-  static Choice of(int64_t num_tokens) {
+  static Choice of(int64_t num_tokens, int64_t rows) {
+    constexpr int64_t kFewRows = 512;  // where blocks of four do not fill the GPU
     if (num_tokens == 1) return choice<2, 1, 4>();
     if (num_tokens <= 4) return choice<2, 4, 2>();
+    if (num_tokens <= 8 && rows <= kFewRows) return choice<2, 8, 2>();
     return choice<4, 8, 1>();
   }
 };
@@ -204,7 +206,7 @@ struct Kernels {
 template <bool kWideWeights, bool kWideInput>
 void launch_dot(const LinearJob& job, Stream stream) {
   constexpr int64_t kMostGroups = 65535;  // in a grid's y
-  const auto choice = Kernels<kWideWeights, kWideInput>::of(job.tokens.limit);
+  const auto choice = Kernels<kWideWeights, kWideInput>::of(job.tokens.limit, job.weights.num_rows);
   const auto row_groups = static_cast<unsigned>(ceil_div(job.weights.num_rows, choice.rows));
   const int64_t num_tokens = job.tokens.limit;
   const int64_t most = kMostGroups * choice.tokens;

@@ -318,16 +318,18 @@ void Layer::Impl::plan_linear(const char* step, const PackedLinear* linear, int6
                               int64_t cols, const MachineLimits& limits, Plan& plan) const {
   if (linear == nullptr) return;
   const double tokens = static_cast<double>(plan.num_tokens);
+  const LinearStep planned = linear->step(plan.num_tokens);
   const double traffic =
-      static_cast<double>(linear->packed_bytes()) + 4.0 * tokens * static_cast<double>(rows + cols);
+      static_cast<double>(planned.weight_bytes) + 4.0 * tokens * static_cast<double>(rows + cols);
   const double flops = 2.0 * tokens * static_cast<double>(rows) * static_cast<double>(cols);
-  plan.steps.push_back(
-      {.step = step,
-       .kernel = "linear",
-       .why = fmt::format("{} x {}, every token", rows, cols),
-       .bytes = traffic,
-       .flops = flops,
-       .predicted_us = predict_us(traffic, flops, limits.read_gbps, limits.f32_gflops)});
+  plan.steps.push_back({.step = step,
+                        .kernel = planned.kernel,
+                        .why = fmt::format("{} x {}, every token", rows, cols),
+                        .bytes = traffic,
+                        .flops = flops,
+                        .predicted_us = predict_us(
+                            traffic, flops, limits.read_gbps,
+                            planned.on_matrix_unit ? limits.bf16_gflops : limits.f32_gflops)});
 }
 
 Plan Layer::plan(int64_t num_tokens, const MachineLimits& limits) const {

@@ -28,12 +28,31 @@ TEST(LinearBlocks, ChunksCoverEveryBlockOnce) {
   }
 }
 
-TEST(LinearChoice, TokensOfOneSizeTakeOneKernel) {
-  constexpr int kSms = 132;
-  EXPECT_EQ(choose_linear(1, 256, kSms), LinearKernel::kDot);
-  EXPECT_EQ(choose_linear(64, 256, kSms), LinearKernel::kSplitTile);
-  EXPECT_EQ(choose_linear(1 << 24, 256, kSms), LinearKernel::kTile);
-  EXPECT_EQ(choose_linear(8192, 3584, kSms), LinearKernel::kWideTile);
+/// The fastest or within 7 % of it in the measurements that the costs come from.
+TEST(LinearChoice, IsWhatWasMeasuredFastest) {
+  using enum LinearKernel;
+  struct Measured {
+    int64_t tokens, rows;
+    int32_t cols;
+    LinearKernel fastest;
+  };
+  const Measured measured[] = {{1, 256, 7168, kDot},          {8, 256, 7168, kDot},
+                               {64, 256, 7168, kNarrowSplit}, {512, 256, 7168, kNarrowSplit},
+                               {2048, 256, 7168, kSplit},     {4096, 256, 7168, kTile},
+                               {8192, 256, 7168, kTile},      {1024, 128, 2880, kNarrowSplit},
+                               {2048, 128, 2880, kSplit},     {8192, 128, 2880, kTile},
+                               {1024, 512, 4096, kSplit},     {4096, 512, 4096, kTile},
+                               {8192, 512, 4096, kWideTile},  {512, 1024, 4096, kSplit},
+                               {2048, 1024, 4096, kTile},     {4096, 1024, 4096, kWideTile},
+                               {1, 3584, 7168, kDot},         {2, 3584, 7168, kSplit},
+                               {256, 3584, 7168, kSplit},     {512, 3584, 7168, kTile},
+                               {1024, 3584, 7168, kWideTile}, {8192, 3584, 7168, kWideTile},
+                               {256, 7168, 3584, kTile},      {512, 7168, 3584, kWideTile}};
+  for (const Measured& m : measured) {
+    EXPECT_STREQ(to_string(choose_linear(m.tokens, m.rows, LinearBlocks(m.cols), 132)),
+                 to_string(m.fastest))
+        << m.rows << " x " << m.cols << ", T " << m.tokens;
+  }
 }
 
 TEST(Bf16Parts, AddUpExactly) {

@@ -20,7 +20,7 @@ constexpr int kConsumers = kTileM / kWaveRows;
 constexpr int kThreads = kConsumers * 128 + 32;
 constexpr int kBlockBytes = kLinearBlockCols * 2;
 constexpr int kWaveBytes = kWaveRows * kBlockBytes;
-constexpr int kBoxRows = 64;  // of weights
+constexpr int kBoxRows = 64;  // of weights, the narrowest tile
 constexpr int kBoxBytes = kBoxRows * kBlockBytes;
 constexpr int kFourColumns = 4;
 
@@ -52,6 +52,7 @@ struct Tile {
   using Mma = Wgmma<MmaType::kBf16, kN>;
   static constexpr int kSums = kN / 2;  // of a thread
 };
+using NarrowSplitTile = Tile<64, 4, kLinearChunks, true>;
 using SplitTile = Tile<128, 3, kLinearChunks, true>;
 using SquareTile = Tile<128, 6, 1, true>;
 using WideTile = Tile<256, 4, 1, false>;
@@ -212,7 +213,7 @@ __device__ void finish_rows(const LinearGemmParams& p, const Share& share, const
 #pragma unroll
     for (int c = 0; c < T::kN; c += 32 * kFourColumns) {
       const int column = c + lane * kFourColumns;
-      if (column >= T::kN) continue;
+      if (column >= T::kN) continue;  // half a warp of a narrow tile
       const float* at = sums + row * T::kPitch + column;
       float4 sum{};
       if constexpr (T::kCluster == 1) {
@@ -345,7 +346,8 @@ void linear_gemm(const LinearJob& job, const LinearGemmWeights& weights, LinearK
       .tile_columns = 0,
       .stores_fours = stores_fours(job)};
   switch (kernel) {
-    case LinearKernel::kSplitTile: return launch_linear<SplitTile>(p, stream);
+    case LinearKernel::kNarrowSplit: return launch_linear<NarrowSplitTile>(p, stream);
+    case LinearKernel::kSplit: return launch_linear<SplitTile>(p, stream);
     case LinearKernel::kWideTile: return launch_linear<WideTile>(p, stream);
     default: return launch_linear<SquareTile>(p, stream);
   }
