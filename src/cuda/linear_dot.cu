@@ -198,7 +198,9 @@ struct Kernels {
     constexpr int64_t kFewRows = 512;  // where blocks of four do not fill the GPU
     if (num_tokens == 1) return choice<2, 1, 4>();
     if (num_tokens <= 4) return choice<2, 4, 2>();
-    if (num_tokens <= 8 && rows <= kFewRows) return choice<2, 8, 2>();
+    if constexpr (!kWideInput) {  // f32 tokens would not fit into registers
+      if (num_tokens <= 8 && rows <= kFewRows) return choice<2, 8, 2>();
+    }
     return choice<4, 8, 1>();
   }
 };
