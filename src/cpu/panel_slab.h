@@ -115,7 +115,8 @@ SWITCHYARD_INLINE Slab blocks_of(Slab slab, PanelValues values, int first, int c
   return slab;
 }
 
-/// Many integer rows prefetch a whole slab ahead and share that work among their tiles.
+/// Many integer rows prefetch a whole slab ahead and share that work among their tiles: each tile
+/// would issue all of it otherwise (VNNI, 64 rows from memory: int8 333 to 344 Gop/s, MXFP4 2 %).
 SWITCHYARD_INLINE bool shares_prefetches(const MultiplyJob& job) {
   return job.row_layout->integer() && job.num_rows >= 24;
 }
