@@ -16,6 +16,14 @@ struct ScaleSpread {
   uint32_t rows[kBins];  ///< rows with a spread of 0, 1, ...; the last: of 15 or more
   uint32_t wide;         ///< rows that spread too far for their order's converter
   uint32_t not_numbers;  ///< scales that are NaN
+
+  /// Whether some row spreads over more than `steps`.
+  bool deeper_than(int steps) const {
+    for (int spread = steps + 1; spread < kBins; ++spread) {
+      if (rows[spread] > 0) return true;
+    }
+    return false;
+  }
 };
 
 /// One matrix (or gate/up pair), staged on the device as rows.

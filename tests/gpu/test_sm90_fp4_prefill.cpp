@@ -7,6 +7,7 @@
 #include <string>
 
 #include "core/expert_sort.h"
+#include "core/fragment_convert.h"
 #include "cuda/pack_weights.h"
 #include "cuda/sm90/fp4_prefill.h"
 #include "cuda/sort.h"
@@ -210,12 +211,14 @@ TEST(GpuSm90Fp4Prefill, TilesDoNotChangeBits) {
     const Buffer ids = test::random_topk_ids(random, kTokens, kTopK, kExperts);
     const DeviceTensor device_rows(rows), device_scales(scales), device_ids(ids);
     std::optional<Buffer> first;
+    const bool deep = packed.spread().deeper_than(kMaxAddedSteps);
     for (const GroupedGemmConfig& config : sm90::fp4_prefill_configs(order)) {
-      for (const int num_sms : {132, 3}) {
+      for (const auto& [num_sms, deep_scales] :
+           {std::pair{132, deep}, std::pair{132, true}, std::pair{3, deep}}) {
         const int64_t capacity = sort_capacity(kTokens, kTopK, kExperts, config.block_m);
         const cuda::DeviceBuffer sorted(capacity * 4), blocks_of(capacity * 4), valid(8);
         const SortPlan plan = plan_sort(kTokens, kTopK, kExperts, config.block_m);
-        const cuda::DeviceBuffer scratch(plan.workspace_bytes);
+        const cuda::DeviceBuffer scratch(plan.workspace_bytes), tile_counter(16);
         const auto num_blocks = static_cast<int32_t>(capacity / config.block_m);
         cuda::sort({.topk_ids = device_ids.view().as<const int32_t>(),
                     .tokens = {.limit = kTokens},
@@ -227,7 +230,9 @@ TEST(GpuSm90Fp4Prefill, TilesDoNotChangeBits) {
                     .num_valid = 1,
                     .sorted_ids = sorted.as<int32_t>(),
                     .sorted_expert_ids = blocks_of.as<int32_t>(),
-                    .num_valid_ids = valid.as<int32_t>()},
+                    .num_valid_ids = valid.as<int32_t>(),
+                    .zeroed = tile_counter.data(),
+                    .zeroed_bytes = tile_counter.bytes()},
                    plan, scratch.data(), 0, {});
         const DeviceTensor output(Buffer(DataType::kBf16, {kTokens, kTopK, kRows}));
         sm90::fp4_prefill({.sorted = {.ids = sorted.as<int32_t>(),
@@ -235,6 +240,7 @@ TEST(GpuSm90Fp4Prefill, TilesDoNotChangeBits) {
                                       .num_valid = valid.as<int32_t>(),
                                       .num_blocks = num_blocks,
                                       .top_k = kTopK},
+                           .tile_counter = tile_counter.as<uint32_t>(),
                            .source = sm90::RowSource::kToken,
                            .input = {.format = bf16 ? Format::kBf16 : Format::kFp8E4m3,
                                      .values = device_rows.view().data,
@@ -245,6 +251,7 @@ TEST(GpuSm90Fp4Prefill, TilesDoNotChangeBits) {
                            .num_input_rows = kTokens,
                            .weights = packed.rows(),
                            .num_experts = kExperts,
+                           .deep_scales = deep_scales,
                            .output_per_pair = true,
                            .output = output.view().data,
                            .output_stride = kRows},
@@ -253,7 +260,8 @@ TEST(GpuSm90Fp4Prefill, TilesDoNotChangeBits) {
         if (!first) {
           first = std::move(got);
         } else {
-          EXPECT_TRUE(same_bits(*first, got)) << config.block_m << " rows on " << num_sms << " SMs";
+          EXPECT_TRUE(same_bits(*first, got)) << config.block_m << " rows on " << num_sms << " SMs"
+                                              << (deep_scales ? ", tables from memory" : "");
         }
       }
     }

@@ -6,15 +6,12 @@ namespace switchyard::cuda::sm90 {
 
 DecodeFragmentArgs decode_fragment_args(const PackedMatrices& packed) {
   const WeightRows& w = packed.rows();
-  DecodeFragmentArgs args{.blocks = static_cast<const char*>(w.rows.values),
-                          .expert_bytes = w.expert_bytes,
-                          .col_blocks = w.fragments.col_blocks,
-                          .format = w.rows.format,
-                          .scale_cols = w.fragments.scale_cols};
-  for (int spread = kMaxAddedSteps + 1; spread < ScaleSpread::kBins; ++spread) {
-    args.deep = args.deep || packed.spread().rows[spread] > 0;
-  }
-  return args;
+  return {.blocks = static_cast<const char*>(w.rows.values),
+          .expert_bytes = w.expert_bytes,
+          .col_blocks = w.fragments.col_blocks,
+          .deep = packed.spread().deeper_than(kMaxAddedSteps),
+          .format = w.rows.format,
+          .scale_cols = w.fragments.scale_cols};
 }
 
 void decode_fragments(FragmentOrder order, const DecodeFragmentArgs& weights,

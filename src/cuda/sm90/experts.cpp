@@ -9,6 +9,7 @@
 #include "core/decode_cost.h"
 #include "core/expert_sort.h"
 #include "core/fp4_prefill_cost.h"
+#include "core/fragment_convert.h"
 #include "core/scale_layout.h"
 #include "cuda/check.h"
 #include "cuda/combine.h"
@@ -202,7 +203,10 @@ double Sm90Experts::prefill_us(int64_t num_tokens, int64_t top_k) const {
 
 void Sm90Experts::prepare(Sm90Matrices& matrices, const PackedMatrices& packed) const {
   matrices.rows = packed.rows();
-  if (in_fragment_order(matrices.rows)) return;  // scales lie among the codes
+  if (in_fragment_order(matrices.rows)) {  // scales lie among the codes
+    matrices.deep = packed.spread().deeper_than(kMaxAddedSteps);
+    return;
+  }
   const ActivationStorage storage = activation_storage(activations_);
   const StoredRows input{.group_size = static_cast<int32_t>(storage.scale_block.cols)};
   matrices.scaling = scaling_of(input, matrices.rows);
@@ -451,6 +455,7 @@ void Sm90Experts::gate_up(const Batch& batch, const StoredRows& input, RowSource
                      .weights = gate_up_.rows,
                      .num_experts = spec_.num_experts,
                      .block_scales = gate_up_.block_scale_data(),
+                     .deep_scales = gate_up_.deep,
                      .activation = &spec_.activation,
                      .weight_before_bias = spec_.weight_position == WeightPosition::kInput,
                      .output = batch.layout.hidden.in(batch.workspace),
@@ -495,6 +500,7 @@ void Sm90Experts::down(const Batch& batch, const StoredRows& hidden) const {
                      .weights = down_.rows,
                      .num_experts = spec_.num_experts,
                      .block_scales = down_.block_scale_data(),
+                     .deep_scales = down_.deep,
                      .output_per_pair = true,
                      .output = batch.layout.expert_output.in(batch.workspace),
                      .output_stride = spec_.expert_width()};

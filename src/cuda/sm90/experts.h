@@ -33,6 +33,7 @@ struct Sm90Matrices {
   WeightRows rows{};
   DeviceBuffer block_scales;  ///< empty: a scale per weight row, or none
   Scaling scaling = Scaling::kNone;
+  bool deep = false;  ///< GroupedGemmJob::deep_scales
   const float* block_scale_data() const { return block_scales.as<const float>(); }
 };
 

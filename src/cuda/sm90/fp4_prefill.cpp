@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "core/fp4_prefill_cost.h"
+#include "core/grouped_tile_scheduler.h"
 #include "cuda/sm90/fp4_prefill_kernels.h"
 #include "cuda/sm90/tensor_map.h"
 #include "switchyard/error.h"
@@ -30,7 +31,9 @@ Fp4PrefillParams params_of(const GroupedGemmJob& job, int tile_rows) {
                                        .box_cols = kGemmBlockBytes / bytes});
   }
   p.sorted = job.sorted;
+  p.tile_counter = job.tile_counter;
   p.weights = static_cast<const uint8_t*>(w.rows.values);
+  p.deep = job.deep_scales;
   p.expert_bytes = w.expert_bytes;
   p.row_block_bytes = w.fragments.row_block_bytes();
   p.num_row_blocks = w.fragments.row_blocks;
@@ -70,8 +73,7 @@ std::vector<GroupedGemmConfig> fp4_prefill_configs(FragmentOrder order) {
 
 GroupedGemmConfig select_fp4_prefill_config(FragmentOrder order, double rows_per_expert) {
   const auto cost = [&](const GroupedGemmConfig& c) {
-    return expected_row_tiles(rows_per_expert, c.block_m) *
-           fp4_prefill_cost::stage_clocks(order, c.block_m);
+    return fp4_prefill_cost::stage_clocks(order, c.block_m, rows_per_expert);
   };
   const std::vector<GroupedGemmConfig> configs = fp4_prefill_configs(order);
   return *std::min_element(configs.begin(), configs.end(),
@@ -91,10 +93,11 @@ void fp4_prefill(const GroupedGemmJob& job, const GroupedGemmConfig& config, int
   const Fp4PrefillLauncher launcher = job.source == RowSource::kSorted ? variant->sorted_rows
                                       : gated                          ? variant->gathered_gated
                                                                        : variant->gathered_rows;
-  const int64_t tiles =
-      static_cast<int64_t>(job.sorted.num_blocks) * ceil_div(job.weights.num_rows, config.block_n);
-  launcher(params_of(job, config.block_m), static_cast<int>(std::min<int64_t>(tiles, num_sms)),
-           stream);
+  Fp4PrefillParams params = params_of(job, config.block_m);
+  const int columns = ceil_div(job.weights.num_rows, config.block_n);
+  params.unit_columns = unit_columns(job.sorted.num_blocks, columns, params.num_k_blocks, num_sms);
+  const int64_t units = int64_t{job.sorted.num_blocks} * ceil_div(columns, params.unit_columns);
+  launcher(params, static_cast<int>(std::min<int64_t>(units, num_sms)), stream);
 }
 
 }  // namespace switchyard::cuda::sm90

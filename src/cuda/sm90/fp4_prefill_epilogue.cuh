@@ -16,6 +16,13 @@ __device__ __forceinline__ void store_transposed(uint32_t to, const uint32_t (&w
                : "memory");
 }
 
+/// Said to be global memory, which the compiler cannot see of an address from shared memory.
+__device__ __forceinline__ void store_global(void* to, const uint4& v) {
+  asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(to), "r"(v.x), "r"(v.y), "r"(v.z),
+               "r"(v.w)
+               : "memory");
+}
+
 template <class Traits>
 struct Fp4PrefillEnd {
   static constexpr int kRows = Traits::kTileRows;
@@ -27,131 +34,143 @@ struct Fp4PrefillEnd {
   uint8_t* output;  ///< shared memory of this consumer
   int consumer;
   int thread;
+  float2 scale, bias;  ///< of the thread's two weight rows
 
+  __device__ Fp4PrefillEnd(const Fp4PrefillParams& params, const Fp4PrefillFacts<Traits>& facts_,
+                           uint8_t* output_, int consumer_, int thread_)
+      : p(params),
+        facts(facts_),
+        output(output_),
+        consumer(consumer_),
+        thread(thread_),
+        scale(of_weights(facts_.weight_scale)),
+        bias(params.bias == nullptr ? float2{} : of_weights(facts_.bias)) {}
+  __device__ __forceinline__ float2 of_weights(const float* per_row) const {
+    return *reinterpret_cast<const float2*>(per_row + consumer * kFragmentRows + thread / 4 * 2);
+  }
+  __device__ __forceinline__ float2 of_rows(const float* per_row, int group) const {
+    return *reinterpret_cast<const float2*>(per_row + group * 8 + thread % 4 * 2);
+  }
+
+  /// The threads of this consumer wait for each other.
   __device__ __forceinline__ void meet() const { named_barrier(1 + consumer, 128); }
 
-  /// f(sum, factor of its sorted row)
-  template <class F>
-  __device__ __forceinline__ void with_rows(Sums& sums, const float* per_row, F f) const {
+  /// Scales and biases the sums of kCount groups of rows. What few layers have stays outside of
+  /// the straight line: at every group its branches cost more than the arithmetic.
+  template <int kCount>
+  __device__ __forceinline__ void scale_groups(Sums& sums, int first) const {
+    float2 factor[kCount];
 #pragma unroll
-    for (int j = 0; j < kGroups; ++j) {
-      const float2 value = *reinterpret_cast<const float2*>(per_row + j * 8 + thread % 4 * 2);
+    for (int j = 0; j < kCount; ++j) factor[j] = of_rows(facts.factor, first + j);
 #pragma unroll
-      for (int h = 0; h < 2; ++h) {
-        f(sums[4 * j + 2 * h], value.x);
-        f(sums[4 * j + 2 * h + 1], value.y);
-      }
+    for (int j = 0; j < kCount; ++j) {
+      float* s = &sums[4 * (first + j)];
+      s[0] *= factor[j].x * scale.x, s[1] *= factor[j].y * scale.x;
+      s[2] *= factor[j].x * scale.y, s[3] *= factor[j].y * scale.y;
+    }
+    if (p.bias == nullptr) return;
+#pragma unroll
+    for (int j = 0; j < kCount; ++j) factor[j] = of_rows(facts.after, first + j);
+#pragma unroll
+    for (int j = 0; j < kCount; ++j) {
+      float* s = &sums[4 * (first + j)];
+      s[0] = (s[0] + bias.x) * factor[j].x, s[1] = (s[1] + bias.x) * factor[j].y;
+      s[2] = (s[2] + bias.y) * factor[j].x, s[3] = (s[3] + bias.y) * factor[j].y;
     }
   }
-  /// f(sum, value of its weight row)
-  template <class F>
-  __device__ __forceinline__ void with_weight_rows(Sums& sums, const float* per_row, F f) const {
-    const float2 value =
-        *reinterpret_cast<const float2*>(per_row + consumer * kFragmentRows + thread / 4 * 2);
-#pragma unroll
-    for (int i = 0; i < kRows / 2; ++i) f(sums[i], i / 2 % 2 == 0 ? value.x : value.y);
-  }
 
-  __device__ void scale_and_bias(Sums& sums) const {
-    const auto multiply = [](float& sum, float by) { sum *= by; };
-    if constexpr (Traits::kFp8) with_rows(sums, facts.row_scale, multiply);
-    with_weight_rows(sums, facts.weight_scale, multiply);
-    if (p.weight_before_bias) with_rows(sums, facts.row_weight, multiply);
-    if (p.bias != nullptr) {
-      with_weight_rows(sums, facts.bias, [](float& sum, float bias) { sum += bias; });
-    }
-    if (p.weight_after) with_rows(sums, facts.row_weight, multiply);
-  }
-
-  /// Leaves the activated product of gate and up in the gate's place.
-  __device__ void activate(Sums& sums) const {
-    const auto each = [&](auto f) {
-#pragma unroll
-      for (int i = 0; i < kRows / 2; ++i) {
-        if (i / 2 % 2 == 0) sums[i] = f(sums[i], sums[i + 2]);
-      }
-    };
-    with_activation(p.activation_spec, p.curve, each);
-  }
-
-  /// Copies rows of kRowBytes from shared memory (16-byte chunk c of row r at swizzle(r, c)) to
-  /// their places; the first one is row `begin` of the tile.
+  /// Copies kCount rows of kRowBytes, the first of them row `begin` of the tile, to their places.
+  /// 16-byte chunk c of row r lies at swizzle(r, c).
   template <int kRowBytes, int kCount, class Swizzle>
-  __device__ void copy_out(int begin, int first_row, int32_t column, Swizzle swizzle) const {
+  __device__ __forceinline__ void copy_out(int begin, int32_t column, Swizzle swizzle) const {
     constexpr int kChunks = kRowBytes / 16;
     constexpr int kPass = 128 / kChunks;
-    const int chunk = thread % kChunks;
+    constexpr int kPasses = kCount / kPass;
+    const int chunk = thread % kChunks, first = thread / kChunks;
     const int32_t at = column + chunk * 8;
+    uint16_t* to[kPasses];
+#pragma unroll
+    for (int i = 0; i < kPasses; ++i) to[i] = facts.output[begin + i * kPass + first];
+    meet();
+    uint4 values[kPasses];
+#pragma unroll
+    for (int i = 0; i < kPasses; ++i) {
+      const int r = i * kPass + first;
+      values[i] =
+          *reinterpret_cast<const uint4*>(output + r * kRowBytes + (swizzle(r, chunk) << 4));
+    }
     const bool in_row = at < p.num_columns;
 #pragma unroll
-    for (int i = 0; i < kCount / kPass; ++i) {
-      const int r = i * kPass + thread / kChunks;
-      const int32_t packed = facts.packed[begin + r];
-      const int64_t row = p.output_per_pair ? pair_of(p, packed) : first_row + begin + r;
-      if (in_row && is_pair(packed, p.sorted.top_k)) {
-        *reinterpret_cast<uint4*>(p.output + row * p.output_stride + at) =
-            *reinterpret_cast<const uint4*>(output + r * kRowBytes + (swizzle(r, chunk) << 4));
-      }
+    for (int i = 0; i < kPasses; ++i) {
+      if (in_row && to[i] != nullptr) store_global(to[i] + at, values[i]);
     }
   }
 
-  __device__ void store_gated(const Sums& sums, int32_t row_block, int first_row) const {
+  __device__ __forceinline__ int32_t weight_block() const {
+    return facts.ticket.column * Traits::kConsumers + consumer;
+  }
+
+  __device__ void finish_gated(Sums& sums) const {
     constexpr int kRowBytes = kFragmentRows;  // 32 bf16
     const auto swizzle = [](int row, int chunk) { return chunk ^ (row / 2 % 4); };
     const int warp = thread / 32, lane = thread % 32;
+    meet();  // the output before has left
+    with_activation(p.activation_spec, p.curve, [&](auto activate) {
 #pragma unroll
-    for (int j = 0; j < kGroups; j += 4) {
-      uint32_t words[4];
+      for (int j = 0; j < kGroups; j += 4) {
+        uint32_t words[4];
+        scale_groups<4>(sums, j);
 #pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        words[i] = pack_bf16(sums[4 * (j + i)], sums[4 * (j + i) + 1]);
+        for (int i = 0; i < 4; ++i) {
+          const float* s = &sums[4 * (j + i)];
+          words[i] = pack_bf16(activate(s[0], s[2]), activate(s[1], s[3]));
+        }
+        const int row = j * 8 + lane;
+        store_transposed(shared_address(output) +
+                             static_cast<uint32_t>(row * kRowBytes + (swizzle(row, warp) << 4)),
+                         words);
       }
-      const int row = j * 8 + lane;
-      store_transposed(shared_address(output) +
-                           static_cast<uint32_t>(row * kRowBytes + (swizzle(row, warp) << 4)),
-                       words);
-    }
-    meet();
-    copy_out<kRowBytes, kRows>(0, first_row, row_block * (kFragmentRows / 2), swizzle);
+    });
+    copy_out<kRowBytes, kRows>(0, weight_block() * (kFragmentRows / 2), swizzle);
   }
 
-  __device__ void store_rows(const Sums& sums, int32_t row_block, int first_row) const {
+  __device__ void finish_rows(Sums& sums) const {
     constexpr int kRowBytes = 2 * kFragmentRows;
     constexpr int kPass = kRows <= 64 ? kRows : kRows / 2;
     static_assert(kPass * kRowBytes <= Traits::kOutputBytes);
     const auto swizzle = [](int row, int chunk) { return chunk ^ (row / 2 % 4 * 2); };
     const int pair = thread / 4, q = thread % 4;
+    const int rows = facts.ticket.rows;
 #pragma unroll
     for (int begin = 0; begin < kRows; begin += kPass) {
-      if (begin > 0) meet();
+      if (begin >= rows) break;
+      scale_groups<kPass / 8>(sums, begin / 8);
+      if (p.square) {
 #pragma unroll
-      for (int j = 0; j < kPass / 8; ++j) {
-#pragma unroll
-        for (int e = 0; e < 2; ++e) {
-          const int row = j * 8 + q * 2 + e;
-          const float* sum = &sums[4 * (begin / 8 + j) + e];
-          *reinterpret_cast<uint32_t*>(output + row * kRowBytes + (swizzle(row, pair / 4) << 4) +
-                                       pair % 4 * 4) = pack_bf16(sum[0], sum[2]);
+        for (int i = begin / 2; i < (begin + kPass) / 2; ++i) {
+          sums[i] = sums[i] < 0.0f ? 0.0f : sums[i] * sums[i];
         }
       }
-      meet();
-      copy_out<kRowBytes, kPass>(begin, first_row, row_block * kFragmentRows, swizzle);
+      meet();  // the output before has left
+#pragma unroll
+      for (int j = 0; j < kPass / 8; ++j) {
+        const float* s = &sums[4 * (begin / 8 + j)];
+        // Of rows 2 q and 2 q + 1, which have the same swizzle.
+        uint8_t* to =
+            output + (j * 8 + q * 2) * kRowBytes + (swizzle(q * 2, pair / 4) << 4) + pair % 4 * 4;
+        *reinterpret_cast<uint32_t*>(to) = pack_bf16(s[0], s[2]);
+        *reinterpret_cast<uint32_t*>(to + kRowBytes) = pack_bf16(s[1], s[3]);
+      }
+      copy_out<kRowBytes, kPass>(begin, weight_block() * kFragmentRows, swizzle);
     }
   }
 
-  __device__ void finish(Sums& sums, int32_t row_block, int first_row) const {
-    scale_and_bias(sums);
+  __device__ void finish(Sums& sums) const {
     if constexpr (Traits::kEnd == TileEnd::kGated) {
-      activate(sums);
-      store_gated(sums, row_block, first_row);
+      finish_gated(sums);
     } else {
-      if (p.square) {
-#pragma unroll
-        for (int i = 0; i < kRows / 2; ++i) sums[i] = sums[i] < 0.0f ? 0.0f : sums[i] * sums[i];
-      }
-      store_rows(sums, row_block, first_row);
+      finish_rows(sums);
     }
-    meet();  // output may be written again
   }
 };
 

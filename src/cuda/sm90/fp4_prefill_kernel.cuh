@@ -9,29 +9,28 @@ namespace switchyard::cuda::sm90 {
 
 template <class Traits>
 __device__ void multiply_tiles(const Fp4PrefillParams& p, const Fp4PrefillRing<Traits>& ring,
-                               uint8_t* shared, const GroupedTileScheduler& scheduler, int consumer,
-                               int thread) {
+                               uint8_t* shared, int consumer, int thread) {
   Fp4PrefillConsumer<Traits> loop{p, ring, shared + Traits::kTablesAt, consumer, thread};
   RingPosition<Traits::kFactBuffers> facts_at;
-  const int num_tiles = static_cast<int>(scheduler.num_tiles());
-  for (int t = static_cast<int>(blockIdx.x); t < num_tiles; t += static_cast<int>(gridDim.x)) {
-    const GroupedTile tile = scheduler.tile(t);
-    const int row_block = tile.column * Traits::kConsumers + consumer;
-    if (row_block >= p.num_row_blocks) {
+  for (;;) {
+    barrier_wait(&ring.facts_full[facts_at.slot], facts_at.parity);
+    const Fp4PrefillTicket& tile = ring.facts[facts_at.slot].ticket;
+    if (tile.row_block < 0) return;
+    if (tile.column * Traits::kConsumers + consumer >= p.num_row_blocks) {
       loop.skip_tile();
     } else {
       typename Traits::Sums sums;
-      loop.run(sums);
-      barrier_wait(&ring.facts_full[facts_at.slot], facts_at.parity);
+      loop.run(sums, tile.rows);
       // Opaque, or the end's addresses stay in registers through the k loop, which has none to
       // spare.
       int own = thread;
       asm volatile("" : "+r"(own));
-      const Fp4PrefillEnd<Traits> end{p, ring.facts[facts_at.slot],
+      const Fp4PrefillEnd<Traits> end(p, ring.facts[facts_at.slot],
                                       shared + Traits::kOutputAt + consumer * Traits::kOutputBytes,
-                                      consumer, own};
-      end.finish(sums, row_block, tile.row_block * Traits::kTileRows);
+                                      consumer, own);
+      end.finish(sums);
     }
+    __syncwarp();
     if (thread % 32 == 0) barrier_arrive(&ring.facts_empty[facts_at.slot]);
     facts_at.advance();
   }
@@ -52,15 +51,13 @@ __global__ void __launch_bounds__(Traits::kThreads, 1)
   }
   __syncthreads();
   wait_for_previous_kernel();
-  const GroupedTileScheduler scheduler{p.sorted.num_valid[0] / Traits::kTileRows,
-                                       ceil_div(p.num_row_blocks, Traits::kConsumers)};
   // 64 K registers: three consumers of 160 and a producer of 32.
   if (warpgroup == Traits::kConsumers) {
     give_registers<32>();
-    load_tiles(p, ring, scheduler, thread);
+    load_tiles(p, ring, thread);
   } else {
     take_registers<160>();
-    multiply_tiles(p, ring, shared, scheduler, warpgroup, thread);
+    multiply_tiles(p, ring, shared, warpgroup, thread);
   }
 }
 

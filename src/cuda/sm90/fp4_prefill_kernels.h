@@ -11,7 +11,10 @@ namespace switchyard::cuda::sm90 {
 struct Fp4PrefillParams {
   CUtensorMap row_map;  ///< RowSource::kSorted
   SortedRows sorted;
+  uint32_t* tile_counter;  ///< 0 at the start
+  int32_t unit_columns;    ///< tiles of a row block that a CTA takes at a time
   const uint8_t* weights;  ///< blocks in fragment order
+  bool deep;               ///< some are more than kMaxAddedSteps down
   int64_t expert_bytes, row_block_bytes;
   int32_t num_row_blocks, num_col_blocks;
   int32_t num_weight_rows, num_columns;  ///< num_columns: output columns

@@ -50,6 +50,8 @@ struct GroupedGemmJob {
   /// Scales of 128 x 128 blocks as block_scale_table() made them; null: weights.rows.scales per
   /// row.
   const float* block_scales = nullptr;
+  /// Weights in fragment order: some scale is more than kMaxAddedSteps below its row's largest.
+  bool deep_scales = true;
   const ActivationSpec* activation = nullptr;  ///< null: none
   bool weight_before_bias = false;             ///< routing weight multiplies the input (Llama-4)
   bool output_per_pair = false;                ///< output row: the pair; else the sorted row
