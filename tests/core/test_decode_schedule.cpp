@@ -90,6 +90,9 @@ TEST(DecodeSchedule, WholeRowBlocksWhereACutsEndCostsMore) {
   EXPECT_EQ((DecodeSchedule{4, 45, 6, 528, 132}.grain), 6);
   // DeepSeek-R1 TP8, one token: 8 row blocks of 8 experts would keep half of the CTAs busy.
   EXPECT_EQ((DecodeSchedule{8, 8, 14, 528, 132}.grain), 1);
+  // DeepSeek-R1 EP8, 64 tokens in blocks of 32: 16 strips of 4 row blocks.
+  EXPECT_EQ((DecodeSchedule{32, 16, 14, 132, 132, 4}.grain), 14);
+  EXPECT_EQ((DecodeSchedule{29, 16, 14, 132, 132, 4}.grain), 1);
   // Every CTA has a row block before one has two.
   const DecodeSchedule s{4, 45, 6, 528, 132};
   int32_t most = 0;

@@ -24,9 +24,15 @@
 //     static void load(const Args&, char* to, int expert, int row_block, int k_step,
 //                      uint64_t* full);
 //     static void prefetch(const Args&);  // optional: what load() will need
+//     // Calls function(std::bool_constant), the kVariant of multiply() for these weights.
+//     template <class Function> static void with_variant(const Args&, Function&&);
 //     // The warpgroup: sum (+)= weights . tokens^T, finished on return (all reads of the slot
-//     too). template <int kN> static void multiply(const Args&, const Step&, bool accumulate, Word
-//     (&sum)[kN / 2]);
+//     too). template <int kN, bool kVariant> static void multiply(const Step&, bool accumulate,
+//     Word (&sum)[kN / 2]);
+//     // Optional: how much the last step of K has if it is a short one, else 0; and its product.
+//     static int tail_blocks(const Args&);
+//     template <int kN> static void multiply_tail(const Args&, const Step&, int blocks,
+//                                                 bool accumulate, Word (&sum)[kN / 2]);
 //   };
 //
 // Scales per row (weights) and per row (tokens) are applied after the sum. Instantiate with
