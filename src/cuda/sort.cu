@@ -1,6 +1,5 @@
-// The sort contract of ops.h; core/sort_plan.h describes the paths; few
-// tokens are sort_few.cu's. Blocks beside the sorting
-// ones zero the output buffer meanwhile.
+// The sort contract of ops.h; core/sort_plan.h describes the paths, and few tokens are
+// sort_few.cu's. Blocks beside the sorting ones zero the output buffer meanwhile.
 
 #include <bit>
 
