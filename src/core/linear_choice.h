@@ -36,11 +36,12 @@ inline constexpr int kLinearChunks = 8;      ///< of K at most; also the cluster
 /// K of a linear in blocks, and in chunks of blocks, each a sum of its own: where a chunk begins
 /// depends on K alone, so that tokens have the same bits whether a tile is shared or not.
 struct LinearBlocks {
+  int32_t parts = 1;  ///< weights that are sums of so many lie side by side, each of whole blocks
   int32_t num_blocks = 0, chunk_blocks = 0;
 
-  /// `parts`: weights that are sums lie side by side, each part of whole blocks.
-  SWITCHYARD_HOST_DEVICE constexpr explicit LinearBlocks(int32_t cols, int32_t parts = 1)
-      : num_blocks(ceil_div(cols, kLinearBlockCols) * parts),
+  SWITCHYARD_HOST_DEVICE constexpr explicit LinearBlocks(int32_t cols, int32_t num_parts = 1)
+      : parts(num_parts),
+        num_blocks(ceil_div(cols, kLinearBlockCols) * parts),
         chunk_blocks(ceil_div(num_blocks, kLinearChunks)) {}
   SWITCHYARD_HOST_DEVICE constexpr int32_t begin(int32_t chunk) const {
     const int32_t at = chunk * chunk_blocks;
@@ -57,6 +58,9 @@ namespace linear_cost {
 /// Up to here a dot product's block has its tokens at hand; above 1024 rows that is too much
 /// traffic (3584 x 7168: 23 us at 2 tokens, the matrix unit 16).
 inline constexpr int64_t kDotTokens = 8, kDotRows = 1024;
+/// Where the matrix unit multiplies three parts (160 x 5120, T = 16: 5.9 us against 10.7; 64: 14.7
+/// against 11.4).
+inline constexpr int64_t kDotTokensOfParts = 32;
 /// us of a block of K in a tile of 128 and of 256 rows.
 inline constexpr double kTileBlock = 0.41, kWideBlock = 0.65;
 /// us of a split launch, of each of its blocks, and of a block of K in each.
@@ -68,7 +72,8 @@ inline constexpr double kSplitStart = 4, kSplitEnd = 0.0304, kSplitBlock = 0.004
 constexpr LinearKernel choose_linear(int64_t num_tokens, int64_t rows, const LinearBlocks& blocks,
                                      int num_sms) {
   using namespace linear_cost;
-  if (num_tokens == 1 || (num_tokens <= kDotTokens && rows <= kDotRows)) return LinearKernel::kDot;
+  const int64_t few = blocks.parts > 1 ? kDotTokensOfParts : kDotTokens;
+  if (num_tokens == 1 || (num_tokens <= few && rows <= kDotRows)) return LinearKernel::kDot;
   const auto tiles = [&](int64_t width) {
     return ceil_div<int64_t>(num_tokens, kLinearTileTokens) * ceil_div(rows, width);
   };

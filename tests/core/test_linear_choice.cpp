@@ -53,6 +53,9 @@ TEST(LinearChoice, IsWhatWasMeasuredFastest) {
                  to_string(m.fastest))
         << m.rows << " x " << m.cols << ", T " << m.tokens;
   }
+  const LinearBlocks parts(5120, kBf16Parts);
+  EXPECT_STREQ(to_string(choose_linear(16, 160, parts, 132)), to_string(kDot));
+  EXPECT_STREQ(to_string(choose_linear(64, 160, parts, 132)), to_string(kNarrowSplit));
 }
 
 TEST(Bf16Parts, AddUpExactly) {
