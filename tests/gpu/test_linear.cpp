@@ -155,13 +155,13 @@ TEST(GpuLinear, ManyTokens) {
     const Linears exact(Format::kF32, n, k, true);
     for (const int64_t t : {9, 64, 300, 2000}) expect_agreement(exact, {.tokens = t});
   }
-  for (const auto& [n, k] : {std::pair{1040, 200}, {1800, 3584}}) {
-    const Linears latent(Format::kBf16, n, k, false);
-    for (const DataType output : kTypes) {
-      expect_agreement(latent, {.tokens = 1950, .output = output, .addend = true});
-      expect_agreement(latent, {.tokens = 2000, .output = output, .counted = 1921});
-    }
+  const Linears latent(Format::kBf16, 1040, 200, false);
+  for (const DataType output : kTypes) {
+    expect_agreement(latent, {.tokens = 1950, .output = output, .addend = true});
+    expect_agreement(latent, {.tokens = 2000, .output = output, .counted = 1921});
   }
+  const Linears wide(Format::kBf16, 1800, 3584, false);
+  expect_agreement(wide, {.tokens = 1950, .addend = true});
 }
 
 TEST(GpuLinear, ModelShapes) {
