@@ -197,7 +197,8 @@ class Bench {
       return grouped_gemm_work(spec.num_experts, spec.top_k, tokens, weights.num_rows,
                                weights.rows.row_bytes, gathers, scaling == sm90::Scaling::kBlock);
     };
-    const GroupedGemmWork works[2] = {work(gate_up.weights, true), work(down.weights, false)};
+    GroupedGemmWork works[2] = {work(gate_up.weights, true), work(down.weights, false)};
+    works[0].long_activation = is_long(spec.activation.kind);
     const std::vector<GroupedGemmConfig> configs = sm90::configs_of(operands.format, scaling);
     const GroupedGemmConfigs chosen = best_configs(configs, works[0], works[1], num_sms);
     std::vector<Run> runs;

@@ -9,6 +9,7 @@
 
 #include "core/cost_model.h"
 #include "core/grouped_gemm_config.h"
+#include "switchyard/layer_spec.h"
 
 namespace switchyard {
 
@@ -18,8 +19,12 @@ struct GroupedGemmWork {
   int64_t weight_rows = 0;
   int64_t row_bytes = 0;  ///< K
   bool gathers = false;
-  bool scales_blocks = false;  ///< promotes every k block
+  bool scales_blocks = false;    ///< promotes every k block
+  bool long_activation = false;  ///< is_long()
 };
+/// Whether an activation's formula is hundreds of instructions.
+constexpr bool is_long(Activation kind) { return kind == Activation::kSiTu; }
+
 /// With every expert as likely as any other.
 inline GroupedGemmWork grouped_gemm_work(int64_t num_experts, int64_t top_k, int64_t num_tokens,
                                          int64_t weight_rows, int64_t row_bytes, bool gathers,
@@ -35,9 +40,9 @@ inline GroupedGemmWork grouped_gemm_work(int64_t num_experts, int64_t top_k, int
 
 namespace gemm_cost {
 
-// H200, fitted to 260 pairs of measured times (bench_prefill: four models, every operand kind and
-// tile, T = 64 .. 16384): 11 % rms, and the tiles it chooses cost 1.010 times the best on average,
-// 1.087 at worst.
+// H200. Fitted to 260 pairs of measured times (bench_prefill), the last three to 52 models, every
+// operand kind and tile, T = 1 .. 16384: the tiles it chooses cost 1.008 times the best on average
+// and 1.142 at worst.
 inline constexpr double kStartClocks = 1000;       ///< of a tile
 inline constexpr double kClocksPerOutput = 0.049;  ///< of its end
 /// Between two products of a warpgroup: alone, and with the sums promoted and scaled.
@@ -48,6 +53,11 @@ inline constexpr double kGatherStart = 280;   ///< of a k block whose rows are g
 inline constexpr double kGatherClocksPerRow = 3.85;
 inline constexpr double kMatrixClock = 1.42e9;  ///< Hz under full matrix load
 inline constexpr double kReadBytesPerClock = 4.2e12 / kMatrixClock;
+/// Of an expert's weights, read again by every row block after the first.
+inline constexpr double kRereadShare = 0.3;
+/// Of a long activation's end, by the columns of a warpgroup: 256 unrolled leave the instruction
+/// cache.
+inline constexpr double kLongOutput128 = 0.75, kLongOutput256 = 1.9;
 /// Reading the weights and multiplying overlap, but not wholly where they take as long.
 inline double overlapped(double a, double b) {
   return std::sqrt(std::sqrt(a * a * a * a + b * b * b * b));
@@ -74,15 +84,39 @@ inline double k_block_clocks(const GroupedGemmConfig& c, const GroupedGemmWork& 
   return std::max({turns, supply, gather});
 }
 
-/// Clocks of all row blocks of one expert with `rows` rows, for one column of tiles.
-inline double expert_clocks(const GroupedGemmConfig& c, const GroupedGemmWork& work, double rows) {
+/// Clocks of all row blocks of one expert with `waves` times 64 rows, for one column of tiles.
+inline double expert_clocks(const GroupedGemmConfig& c, const GroupedGemmWork& work, int waves) {
   const double k_blocks = std::ceil(static_cast<double>(work.row_bytes) / kGemmBlockBytes);
-  const double ends = kStartClocks + kClocksPerOutput * c.block_m * c.block_n;
-  const auto tile = [&](int waves) { return k_blocks * k_block_clocks(c, work, waves) + ends; };
-  const double full = std::floor(rows / c.block_m);
-  const double rest = rows - full * c.block_m;
-  const int rest_waves = static_cast<int>(std::ceil(rest / kGemmWaveRows));
-  return full * tile(c.block_m / kGemmWaveRows) + (rest_waves > 0 ? tile(rest_waves) : 0.0);
+  double per_output = kClocksPerOutput;
+  if (work.long_activation) {
+    per_output += c.block_n / c.num_sides > 128 ? kLongOutput256 : kLongOutput128;
+  }
+  const double ends = kStartClocks + per_output * c.block_m * c.block_n;
+  const auto tile = [&](int w) { return k_blocks * k_block_clocks(c, work, w) + ends; };
+  const int block_waves = c.block_m / kGemmWaveRows;
+  const int rest = waves % block_waves;
+  return waves / block_waves * tile(block_waves) + (rest > 0 ? tile(rest) : 0.0);
+}
+/// The mean of f(waves) over experts whose rows are about normal around theirs, with its root as
+/// deviation: a mean at the edge of a tile fills one more for half of the experts.
+template <class F>
+double over_experts(const GroupedGemmWork& work, F f) {
+  const double mean = work.rows_per_expert, deviation = std::sqrt(mean);
+  const auto at_most = [&](int waves) {
+    return 0.5 * std::erfc((mean - waves * kGemmWaveRows - 0.5) / (deviation * std::sqrt(2.0)));
+  };
+  const int first = std::max(1, static_cast<int>((mean - 4 * deviation) / kGemmWaveRows));
+  const int last = static_cast<int>((mean + 4 * deviation) / kGemmWaveRows) + 1;
+  double sum = 0, below = 0;
+  for (int waves = first; waves <= last; ++waves) {
+    const double all = waves == last ? 1.0 : at_most(waves);
+    sum += (all - below) * f(waves);
+    below = all;
+  }
+  return sum;
+}
+inline double expected_row_blocks(const GroupedGemmConfig& c, const GroupedGemmWork& work) {
+  return over_experts(work, [&](int waves) { return std::ceil(waves * 64.0 / c.block_m); });
 }
 
 }  // namespace gemm_cost
@@ -91,19 +125,18 @@ inline double expert_clocks(const GroupedGemmConfig& c, const GroupedGemmWork& w
 inline double grouped_gemm_clocks(const GroupedGemmConfig& c, const GroupedGemmWork& work,
                                   int num_sms) {
   if (work.experts <= 0 || work.rows_per_expert <= 0) return 0;
-  // Rows scatter around their mean by its root: three points with that variance.
   const double mean = work.rows_per_expert;
-  const double spread = std::min(std::sqrt(1.5 * mean), mean - std::min(mean, 1.0));
-  const double of_expert =
-      (gemm_cost::expert_clocks(c, work, mean - spread) + gemm_cost::expert_clocks(c, work, mean) +
-       gemm_cost::expert_clocks(c, work, mean + spread)) /
-      3;
+  const double of_expert = gemm_cost::over_experts(
+      work, [&](int waves) { return gemm_cost::expert_clocks(c, work, waves); });
   const double columns = std::ceil(static_cast<double>(work.weight_rows) / c.block_n);
   // The last tiles of the grid run beside idle SMs, half a tile on average.
-  const double tile =
-      gemm_cost::expert_clocks(c, work, std::min(mean, static_cast<double>(c.block_m)));
-  const double read = work.experts * static_cast<double>(work.weight_rows * work.row_bytes) /
-                      gemm_cost::kReadBytesPerClock;
+  const double tile = gemm_cost::expert_clocks(
+      c, work,
+      static_cast<int>(std::ceil(std::min(mean, static_cast<double>(c.block_m)) / kGemmWaveRows)));
+  const double read =
+      work.experts * static_cast<double>(work.weight_rows * work.row_bytes) *
+      (1 + gemm_cost::kRereadShare * (gemm_cost::expected_row_blocks(c, work) - 1)) /
+      gemm_cost::kReadBytesPerClock;
   const double multiply = std::max(work.experts * columns * of_expert / num_sms + tile / 2, tile);
   return gemm_cost::overlapped(multiply, read);
 }

@@ -236,7 +236,9 @@ Sm90Experts::Work Sm90Experts::work_of(int64_t num_tokens, int64_t top_k) const 
                              int64_t{m.rows.num_cols} * element_bits(m.rows.rows.format) / 8,
                              gathers, m.scaling == Scaling::kBlock);
   };
-  return {work(gate_up_, true), work(down_, false)};
+  GroupedGemmWork gate_up = work(gate_up_, true);
+  gate_up.long_activation = is_long(spec_.activation.kind);
+  return {gate_up, work(down_, false)};
 }
 
 GroupedGemmConfigs Sm90Experts::select_configs(int64_t num_tokens, int64_t top_k) const {
