@@ -41,9 +41,13 @@ struct GroupedGemmShared {
 /// spans three.
 inline constexpr int kMargins = 4;
 inline constexpr int kTicketBytes = 16;
-/// Three words per row (output row, scale, weight), two per column (scale, bias).
+/// K blocks whose scales a margin holds: short sums need no others, long ones fetch theirs
+/// meanwhile.
+inline constexpr int kMarginScales = 4;
+/// Three words per row (output row, scale, weight), two per column (scale, bias), and the scales of
+/// the first k blocks: one per row, two per 128 columns.
 SWITCHYARD_HOST_DEVICE constexpr int margin_words(const GroupedGemmConfig& c) {
-  return 3 * c.block_m + 2 * c.block_n;
+  return (3 + kMarginScales) * c.block_m + 2 * c.block_n + 2 * kMarginScales * (c.block_n / 128);
 }
 SWITCHYARD_HOST_DEVICE constexpr GroupedGemmShared shared_layout(const GroupedGemmConfig& c) {
   constexpr int kSwizzleAlignment = 1024;

@@ -10,6 +10,7 @@
 #include <tuple>
 
 #include "core/expert_sort.h"
+#include "cuda/quantize.h"
 #include "cuda/sm90/experts.h"
 #include "cuda/sort.h"
 #include "gpu/device_tensor.h"
@@ -197,16 +198,17 @@ TEST(GpuSm90Gemm, LongSumsStayAccurate) {
 /// One GEMM of random operands, to be run under any tile.
 class OneGemm {
  public:
-  static constexpr int64_t kExperts = 7, kTopK = 3, kTokens = 500, kRows = 400;
+  static constexpr int64_t kExperts = 7, kTopK = 3, kTokens = 500;
 
-  OneGemm(const Operands& operands, cuda::sm90::RowSource source, bool gated, int64_t columns)
-      : operands_(operands), source_(source), gated_(gated), columns_(columns) {
+  OneGemm(const Operands& operands, cuda::sm90::RowSource source, bool gated, int64_t columns,
+          int64_t rows = 400)
+      : operands_(operands), source_(source), gated_(gated), columns_(columns), num_rows_(rows) {
     Random random(3);
     std::vector<test::OwnedMatrix> owned;
     for (int64_t e = 0; e < kExperts; ++e) {
       test::MatrixOptions options = test::usual_matrix(operands.weights);
       options.scale_block = operands.block;
-      owned.push_back(test::random_matrix(random, kRows, columns, options));
+      owned.push_back(test::random_matrix(random, rows, columns, options));
       if (e == 0) packed_ = cuda::PackedMatrices(owned[0].matrix, 1, false, kExperts);
       packed_.pack(e, {owned.back().matrix}, {TensorView{}});
     }
@@ -230,8 +232,10 @@ class OneGemm {
   std::vector<GroupedGemmConfig> configs() const {
     return cuda::sm90::configs_of(operands_.weights, scaling_);
   }
-  /// [T][K][columns]; rows sorted in blocks of `unit`.
-  Buffer run(const GroupedGemmConfig& config, int32_t unit, int num_sms) const {
+  cuda::sm90::Scaling scaling() const { return scaling_; }
+  /// [T][K][columns]; rows sorted in blocks of `unit`. bf16, or E4M3 with `scales` per 128 columns.
+  Buffer run(const GroupedGemmConfig& config, int32_t unit, int num_sms,
+             Buffer* scales_of_output = nullptr) const {
     const int64_t capacity = sort_capacity(kTokens, kTopK, kExperts, unit);
     const DeviceTensor ids(ids_), sorted(Buffer(DataType::kI32, {capacity}));
     const cuda::DeviceBuffer blocks(capacity * 4), valid(8);
@@ -255,8 +259,12 @@ class OneGemm {
     const DeviceTensor scales =
         gathers ? DeviceTensor(scales_) : DeviceTensor(in_order(scales_, order));
     const DeviceTensor counter(Buffer::zeros(DataType::kI32, {1}));
-    const int64_t out_columns = gated_ ? kRows / 2 : kRows;
-    const DeviceTensor output(Buffer(DataType::kBf16, {kTokens, kTopK, out_columns}));
+    const int64_t out_columns = gated_ ? num_rows_ / 2 : num_rows_;
+    const bool rounds = scales_of_output != nullptr;
+    const DeviceTensor output(
+        Buffer(rounds ? DataType::kF8E4m3 : DataType::kBf16, {kTokens, kTopK, out_columns}));
+    const DeviceTensor output_scales(
+        Buffer(DataType::kF32, {kTokens, kTopK, ceil_div<int64_t>(out_columns, 128)}));
     const ActivationSpec activation;
     cuda::sm90::grouped_gemm({.sorted = {.ids = sorted.view().as<int32_t>(),
                                          .experts = blocks.as<int32_t>(),
@@ -274,9 +282,11 @@ class OneGemm {
                               .activation = gated_ ? &activation : nullptr,
                               .output_per_pair = true,
                               .output = output.view().data,
-                              .output_stride = out_columns},
+                              .output_stride = out_columns,
+                              .output_scales = rounds ? output_scales.view().as<float>() : nullptr},
                              config, cuda::sm90::weight_map(packed_.rows(), kExperts, config),
                              num_sms, {});
+    if (rounds) *scales_of_output = output_scales.fetch();
     return output.fetch();
   }
 
@@ -307,7 +317,7 @@ class OneGemm {
   Operands operands_;
   cuda::sm90::RowSource source_;
   bool gated_;
-  int64_t columns_, groups_ = 1;
+  int64_t columns_, num_rows_, groups_ = 1;
   cuda::PackedMatrices packed_;
   Buffer rows_, scales_, ids_;
   cuda::sm90::Scaling scaling_{};
@@ -355,19 +365,60 @@ TEST(GpuSm90Gemm, BatchesDoNotChangeBits) {
   }
 }
 
+/// The kernel that rounds its output writes what quantising its bf16 output would.
+TEST(GpuSm90Gemm, RoundedOutputsEqualQuantisedOnes) {
+  using cuda::sm90::RowSource;
+  for (const Operands& operands : {kOperands[1], kOperands[4]}) {
+    for (const int64_t rows : {256, 768, 1280}) {
+      const OneGemm gemm(operands, RowSource::kToken, true, 400, rows);
+      const int64_t pairs = OneGemm::kTokens * OneGemm::kTopK, columns = rows / 2;
+      int rounding = 0;
+      for (const GroupedGemmConfig& config : gemm.configs()) {
+        if (!cuda::sm90::rounds_output(config, gemm.scaling(), {}, columns)) continue;
+        ++rounding;
+        Buffer scales;
+        const Buffer codes = gemm.run(config, config.block_m, 132, &scales);
+        const DeviceTensor plain(gemm.run(config, config.block_m, 132));
+        const DeviceTensor want_codes(
+            Buffer(DataType::kF8E4m3, {OneGemm::kTokens, OneGemm::kTopK, columns}));
+        const DeviceTensor want_scales(
+            Buffer(DataType::kF32, {OneGemm::kTokens, OneGemm::kTopK, columns / 128}));
+        cuda::quantize({.input = plain.view().data,
+                        .input_type = DataType::kBf16,
+                        .num_input_rows = pairs,
+                        .cols = columns,
+                        .rows = {.limit = pairs},
+                        .format = Format::kFp8E4m3,
+                        .scale_block = {1, 128},
+                        .values = want_codes.view().data,
+                        .value_row_bytes = columns,
+                        .scales = want_scales.view().data,
+                        .scale_type = DataType::kF32},
+                       {});
+        EXPECT_TRUE(same_bits(want_codes.fetch(), codes)) << columns << " columns";
+        EXPECT_TRUE(same_bits(want_scales.fetch(), scales)) << columns << " columns";
+      }
+      EXPECT_GT(rounding, 0);
+    }
+  }
+}
+
 TEST(GpuSm90Gemm, TilesDoNotChangeBits) {
   using cuda::sm90::RowSource;
   for (const Operands& operands : kOperands) {
     if (operands.smooth) continue;  // the same kernels as without
-    for (const auto& [source, gated, columns] : {std::tuple{RowSource::kToken, false, 1040},
-                                                 {RowSource::kToken, true, 400},
-                                                 {RowSource::kSorted, false, 272}}) {
-      const OneGemm gemm(operands, source, gated, columns);
+    // The last two have row blocks whose later tiles find their rows in the ring.
+    for (const auto& [source, gated, columns, rows] :
+         {std::tuple{RowSource::kToken, false, 1040, 400},
+          {RowSource::kToken, true, 400, 400},
+          {RowSource::kSorted, false, 272, 400},
+          {RowSource::kSorted, false, 128, 1040}}) {
+      const OneGemm gemm(operands, source, gated, columns, rows);
       std::optional<Buffer> first;
       for (const GroupedGemmConfig& config : gemm.configs()) {
         for (const int32_t unit : {64, 128, 192}) {
           if (unit % config.block_m != 0) continue;
-          for (const int num_sms : {132, 3}) {
+          for (const int num_sms : {132, 3, 1}) {
             Buffer got = gemm.run(config, unit, num_sms);
             if (!first) {
               first = std::move(got);

@@ -448,7 +448,15 @@ void Sm90Experts::multiply(const Batch& batch, const GroupedGemmJob& job,
                batch.stream);
 }
 
-void Sm90Experts::gate_up(const Batch& batch, const StoredRows& input, RowSource source) const {
+bool Sm90Experts::rounds_hidden(const GroupedGemmConfigs& configs) const {
+  return activations_ == ActivationFormat::kFp8Block128 && down_.rows.smooth_scales == nullptr &&
+         !in_fragment_order(gate_up_.rows) &&
+         rounds_output(configs.gate_up, gate_up_.scaling, spec_.activation,
+                       spec_.intermediate_size);
+}
+
+StoredRows Sm90Experts::gate_up(const Batch& batch, const StoredRows& input,
+                                RowSource source) const {
   GroupedGemmJob job{.sorted = batch.sorted,
                      .tile_counter = batch.layout.tile_counters.in<uint32_t>(batch.workspace),
                      .source = source,
@@ -462,7 +470,18 @@ void Sm90Experts::gate_up(const Batch& batch, const StoredRows& input, RowSource
                      .weight_before_bias = spec_.weight_position == WeightPosition::kInput,
                      .output = batch.layout.hidden.in(batch.workspace),
                      .output_stride = spec_.intermediate_size};
+  if (!rounds_hidden(batch.configs)) {
+    multiply(batch, job, batch.configs.gate_up);
+    return quantize_hidden(batch);
+  }
+  const CodedRows coded = coded_rows(activations_, spec_.intermediate_size,
+                                     batch.layout.hidden_codes.in(batch.workspace),
+                                     batch.layout.hidden_scales.in(batch.workspace));
+  job.output = coded.job.values;
+  job.output_stride = coded.rows.row_bytes;
+  job.output_scales = static_cast<float*>(coded.job.scales);
   multiply(batch, job, batch.configs.gate_up);
+  return coded.rows;
 }
 
 StoredRows Sm90Experts::quantize_hidden(const Batch& batch) const {
@@ -537,8 +556,7 @@ void Sm90Experts::run(const RunExpertsArgs& args, Workspace workspace, Stream st
     const Batch batch = sort(args, begin, count, places, workspace, stream);
     RowSource source;
     const StoredRows input = quantize_input(batch, source);
-    gate_up(batch, input, source);
-    down(batch, quantize_hidden(batch));
+    down(batch, gate_up(batch, input, source));
     combine(batch);
   }
 }
@@ -602,7 +620,7 @@ void Sm90Experts::plan(int64_t num_tokens, int64_t top_k, const MachineLimits& l
   add_gemm("gate_up", gate_up_, work.gate_up, configs.gate_up,
            tokens * width * code_bytes + pairs * inner * 2, 2 * matrices * pairs * width * inner,
            "rows gathered by cp.async");
-  if (rounds) {
+  if (rounds && !rounds_hidden(configs)) {
     add("quantize", "quantize", fmt::format("intermediate to {}", to_string(activations_)),
         pairs * inner * (2 + code_bytes), 0);
   }

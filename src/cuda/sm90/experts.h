@@ -86,7 +86,10 @@ class Sm90Experts final : public TunedExperts {
              const Sm90Workspace& layout, Workspace workspace, Stream stream) const;
   /// The chunk's tokens in the activation format (or as they are), and how rows find theirs.
   StoredRows quantize_input(const Batch& batch, RowSource& source) const;
-  void gate_up(const Batch& batch, const StoredRows& input, RowSource source) const;
+  /// Whether gate_up's kernel rounds the intermediate for down.
+  bool rounds_hidden(const GroupedGemmConfigs& configs) const;
+  /// The intermediate, in the activation format.
+  StoredRows gate_up(const Batch& batch, const StoredRows& input, RowSource source) const;
   StoredRows quantize_hidden(const Batch& batch) const;
   /// Quantises as `job` says and makes MX codes E4M3 ones with a scale per row.
   StoredRows quantize_mx(const Batch& batch, QuantizeJob job, TokenCount rows) const;

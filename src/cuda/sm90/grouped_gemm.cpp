@@ -60,8 +60,9 @@ GroupedGemmParams params_of(const GroupedGemmJob& job, const CUtensorMap& weight
   p.weight_before_bias = weighted && job.weight_before_bias;
   p.weight_after = weighted && job.activation == nullptr;
   p.output_per_pair = job.output_per_pair;
-  p.output = static_cast<uint16_t*>(job.output);
+  p.output = job.output;
   p.output_stride = job.output_stride;
+  p.output_scales = job.output_scales;
   return p;
 }
 
@@ -70,6 +71,12 @@ GroupedGemmParams params_of(const GroupedGemmJob& job, const CUtensorMap& weight
 Scaling scaling_of(const StoredRows& input, const WeightRows& weights) {
   if (weights.rows.format == Format::kBf16) return Scaling::kNone;
   return input.group_size != 0 || weights.rows.num_groups > 1 ? Scaling::kBlock : Scaling::kOuter;
+}
+
+bool rounds_output(const GroupedGemmConfig& config, Scaling scaling,
+                   const ActivationSpec& activation, int64_t output_columns) {
+  return scaling == Scaling::kBlock && activation.gated() &&
+         config.block_n / config.num_sides == 256 && output_columns % 128 == 0;
 }
 
 std::vector<GroupedGemmConfig> configs_of(Format weights, Scaling scaling) {

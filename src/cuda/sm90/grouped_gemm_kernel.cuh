@@ -55,14 +55,16 @@ __global__ void __launch_bounds__(Traits::kConfig.num_threads(), 1)
   if (threadIdx.x == 0) ring.init();
   __syncthreads();
   wait_for_previous_kernel();
-  // 64 K registers: three consumers of 152 and a producer of 56, or two of 232 and one of 40. A
-  // gathering producer of 32 has one register pair for all addresses: 20 % slower at 192 rows.
+  // 64 K registers: three consumers of 152 or two of 224 beside a producer of 56, or 232 beside 40.
+  // With few registers a gathering producer's addresses wait for each other: 20 % slower at 192
+  // rows and 32 registers, 2 % at 128 rows and 40.
   constexpr bool kThree = Traits::kConsumers == 3;
+  constexpr bool kMany = kThree || (Traits::kGather && Traits::kScaling != Scaling::kBlock);
   if (warpgroup == Traits::kConsumers) {
-    give_registers<kThree ? 56 : 40>();
+    give_registers<kMany ? 56 : 40>();
     produce_tiles(p, ring, thread);
   } else {
-    take_registers<kThree ? 152 : 232>();
+    take_registers<kThree ? 152 : kMany ? 224 : 232>();
     consume_tiles(p, ring, warpgroup % Traits::kWaves, warpgroup / Traits::kWaves, thread);
   }
 }

@@ -34,8 +34,9 @@ struct GroupedGemmParams {
   GatedCurve curve;
   bool weight_before_bias, weight_after, square;
   bool output_per_pair;
-  uint16_t* output;
+  void* output;  ///< bf16; E4M3 where there are output_scales
   int64_t output_stride;
+  float* output_scales;  ///< [rows][groups of 128 columns] or null
 };
 
 using GroupedGemmLauncher = void (*)(const GroupedGemmParams&, int num_blocks, Stream);

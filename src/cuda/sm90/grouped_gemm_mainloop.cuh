@@ -6,31 +6,28 @@
 namespace switchyard::cuda::sm90 {
 
 /// The scales that a thread's sums are multiplied with, for every 128 columns of the tile. Lane q
-/// of a quad holds the row scales of k block 4 c + q, lane l of a warp the weight scales of k block
-/// 32 c + l; all are fetched ahead.
+/// of a quad holds those of k block 4 c + q; the first ones come with the margin, the next ones are
+/// fetched while these are used.
 template <class Traits>
 class BlockScales {
  public:
-  /// Fetches the first ones of a tile: of row `first_row` and the eighth after it, and of the
-  /// weights on its `side`.
+  /// Of row `first_row` and the eighth after it, and of the weights on this `side`.
   __device__ BlockScales(const GroupedGemmParams& p, const TileMargin<Traits>& margin,
                          const TileTicket& tile, int first_row, int side, int lane)
-      : p_(p), lane_(lane) {
+      : p_(p), quad_lane_(lane % 4) {
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
       const int32_t row = __float_as_int(margin.scale[first_row + 8 * h]);
       row_[h] = p.row_scales + int64_t{row} * p.row_scale_stride;
+      rows_[h] = margin.block_scale[first_row + 8 * h][quad_lane_];
     }
-    const int32_t columns = ceil_div(p.num_weight_rows, Traits::kPartN);
-    const int32_t column = tile.column * (Traits::kBlockN / Traits::kPartN) + side * Traits::kParts;
-    if (p.block_scales != nullptr && column < columns) {
-      weight_ = reinterpret_cast<const float2*>(p.block_scales) +
-                (int64_t{tile.expert} * columns + column) * p.num_k_blocks;
+#pragma unroll
+    for (int i = 0; i < Traits::kParts; ++i) {
+      const int part = side * Traits::kParts + i;
+      weight_[i] = weight_scales(p, tile.expert, tile.column * (Traits::kBlockN / 128) + part);
+      weights_[i] = margin.weight_scale[part][quad_lane_];
     }
-    next_part_ = column + 1 < columns ? p.num_k_blocks : 0;
-    fetch_rows(0);
-    advance_rows(0);
-    fetch_weights(0);
+    fetch(kMarginScales);
   }
   /// Of the sums of k block k and the part-th 128 columns: [row half][even or odd column]. k counts
   /// up from 0, part inside.
@@ -38,50 +35,47 @@ class BlockScales {
     constexpr unsigned kAll = ~0u;
     const float low = __shfl_sync(kAll, rows_[0], k % 4, 4);
     const float high = __shfl_sync(kAll, rows_[1], k % 4, 4);
-    const float even = __shfl_sync(kAll, weights_[part].x, k % 32);
-    const float odd = __shfl_sync(kAll, weights_[part].y, k % 32);
+    const float even = __shfl_sync(kAll, weights_[part].x, k % 4, 4);
+    const float odd = __shfl_sync(kAll, weights_[part].y, k % 4, 4);
     scale[0] = low * even, scale[1] = low * odd;
     scale[2] = high * even, scale[3] = high * odd;
-    if (part < Traits::kParts - 1) return;
-    if (k % 4 == 3) advance_rows(k + 1);
-    if (k % 32 == 31) fetch_weights(k + 1);
+    if (part < Traits::kParts - 1 || k % 4 < 3) return;
+#pragma unroll
+    for (int h = 0; h < 2; ++h) rows_[h] = next_rows_[h];
+#pragma unroll
+    for (int i = 0; i < Traits::kParts; ++i) weights_[i] = next_weights_[i];
+    fetch(k + 5);
   }
 
  private:
-  __device__ __forceinline__ void fetch_rows(int k) {
-    const int mine = k + lane_ % 4;
+  /// Of k block k and the three after it.
+  __device__ __forceinline__ void fetch(int k) {
+    const int mine = k + quad_lane_;
+    const bool exists = mine < p_.num_k_blocks;
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
-      next_rows_[h] = mine < p_.num_k_blocks ? __ldg(row_[h] + mine * p_.row_scale_step) : 0.0f;
+      next_rows_[h] = exists ? __ldg(row_[h] + mine * p_.row_scale_step) : 0.0f;
     }
-  }
-  /// From k block k on; those after them are fetched.
-  __device__ __forceinline__ void advance_rows(int k) {
 #pragma unroll
-    for (int h = 0; h < 2; ++h) rows_[h] = next_rows_[h];
-    fetch_rows(k + 4);
-  }
-  __device__ __forceinline__ void fetch_weights(int k) {
-    const bool exists = weight_ != nullptr && k + lane_ < p_.num_k_blocks;
-#pragma unroll
-    for (int h = 0; h < Traits::kParts; ++h) {
-      weights_[h] = exists ? __ldg(weight_ + k + lane_ + h * next_part_) : float2{1.0f, 1.0f};
+    for (int i = 0; i < Traits::kParts; ++i) {
+      next_weights_[i] =
+          exists && weight_[i] != nullptr ? __ldg(weight_[i] + mine) : float2{1.0f, 1.0f};
     }
   }
 
   const GroupedGemmParams& p_;
-  int lane_;
+  int quad_lane_;
   const float* row_[2];
-  const float2* weight_ = nullptr;
-  int32_t next_part_;
+  const float2* weight_[Traits::kParts];
   float rows_[2], next_rows_[2];
-  float2 weights_[Traits::kParts];
+  float2 weights_[Traits::kParts], next_weights_[Traits::kParts];
 };
 
 template <class Traits>
 struct GroupedGemmConsumer {
   using Accumulator = typename Traits::Accumulator;
   using Sums = float[Traits::kAccumulators];
+  using Piece = typename Traits::PieceMma::Accumulator;
 
   const GroupedGemmParams& p;
   const GroupedGemmRing<Traits>& ring;
@@ -117,18 +111,18 @@ struct GroupedGemmConsumer {
       at.advance();
     }
   }
-  __device__ __forceinline__ void multiply_block(Accumulator& d, bool fresh, int part = 0) const {
-    constexpr int kPartBytes = Traits::kPartN * kGemmBlockBytes;
+  /// Of 32 bytes of K at a time, [kBegin, kEnd) of a k block's four; `first`: of the columns.
+  template <class Mma, int kBegin = 0, int kEnd = 4>
+  __device__ __forceinline__ void multiply(typename Mma::Accumulator& d, bool fresh,
+                                           int first = 0) const {
     // Descriptors count 16 bytes.
     const uint64_t a = first_rows + static_cast<uint32_t>(at.slot * (Traits::kRowStage / 16));
     const uint64_t b = first_weights + static_cast<uint32_t>(at.slot * (Traits::kWeightStage / 16) +
-                                                             part * (kPartBytes / 16));
+                                                             first * (kGemmBlockBytes / 16));
     pin(d);
     wgmma_fence();
 #pragma unroll
-    for (int j = 0; j < 4; ++j) {  // 32 bytes of K each
-      Traits::Mma::ss(d, a + j * 2, b + j * 2, j > 0 || !fresh);
-    }
+    for (int j = kBegin; j < kEnd; ++j) Mma::ss(d, a + j * 2, b + j * 2, j > kBegin || !fresh);
     wgmma_commit();
     pin(d);
   }
@@ -138,7 +132,7 @@ struct GroupedGemmConsumer {
     int previous = -1;
     for (int k = 0; k < p.num_k_blocks; ++k) {
       wait_full();
-      multiply_block(sums, k == 0);
+      multiply<typename Traits::Mma>(sums, k == 0);
       wgmma_wait<1>();
       if (previous >= 0) release(previous);
       previous = at.slot;
@@ -149,55 +143,100 @@ struct GroupedGemmConsumer {
     release(previous);
   }
 
-  /// Takes the sums out every kPromoteBlocks k blocks.
+  /// Takes the sums out every 192 columns, one and a half k blocks, counted from column 0. Three
+  /// warpgroups keep the matrix unit busy although each waits for its product: 1 % faster than to
+  /// issue the next one first.
   __device__ void accumulate_promoted(Sums& sums) {
-    static_assert(Traits::kParts == 1, "there is one set of accumulators");
+    using Mma = typename Traits::Mma;
     Accumulator part;
 #pragma unroll
     for (int i = 0; i < Traits::kAccumulators; ++i) sums[i] = 0.0f;
-    for (int first = 0; first < p.num_k_blocks; first += Traits::kPromoteBlocks) {
-      const int end = min(first + Traits::kPromoteBlocks, p.num_k_blocks);
-      int previous = -1;
-      for (int k = first; k < end; ++k) {
-        wait_full();
-        multiply_block(part, k == first);
-        wgmma_wait<1>();
-        if (previous >= 0) release(previous);
-        previous = at.slot;
-        at.advance();
-      }
+    const auto finish = [&] {
       wgmma_wait<0>();
       pin(part);
-      release(previous);
+    };
+    const auto promote = [&] {
 #pragma unroll
       for (int i = 0; i < Traits::kAccumulators; ++i) sums[i] += part[i];
+    };
+    const auto next_block = [&] {
+      release(at.slot);
+      at.advance();
+    };
+    for (int k = 0; k < p.num_k_blocks; k += 3) {
+      wait_full();
+      multiply<Mma>(part, true);
+      finish();
+      next_block();
+      if (k + 1 < p.num_k_blocks) {
+        wait_full();
+        multiply<Mma, 0, 2>(part, false);
+        finish();
+        promote();
+        multiply<Mma, 2, 4>(part, true);
+        finish();
+        next_block();
+      }
+      if (k + 2 < p.num_k_blocks) {
+        wait_full();
+        multiply<Mma>(part, false);
+        finish();
+        next_block();
+      }
+      promote();
     }
   }
 
   /// As above every k block, times the block's scales.
   __device__ void accumulate_scaled(BlockScales<Traits>& scales, Sums& sums) {
-    Accumulator part;
 #pragma unroll
     for (int i = 0; i < Traits::kAccumulators; ++i) sums[i] = 0.0f;
-    for (int k = 0; k < p.num_k_blocks; ++k) {
+    int k = 0;
+    for (; k + 2 <= p.num_k_blocks; k += 2) scaled_blocks<2>(k, scales, sums);
+    for (; k < p.num_k_blocks; ++k) scaled_blocks<1>(k, scales, sums);  // as an if, it spills
+  }
+
+ private:
+  /// Products of 64 columns in turns: one is under way while the one before is scaled and added.
+  /// None may be under way around the end of a loop, or ptxas waits for each; and four blocks at a
+  /// time do not fit the registers of three warpgroups.
+  template <int kBlocks>
+  __device__ __forceinline__ void scaled_blocks(int k, BlockScales<Traits>& scales, Sums& sums) {
+    constexpr int kPieces = Traits::kSideN / Traits::kPieceN;
+    constexpr int kPiecesPerScale = kPieces / Traits::kParts;
+    Piece piece[2];
+    float scale[4];
+    int previous = -1;
+    const auto promote = [&](int h) {
+      pin(piece[h % 2]);
+#pragma unroll
+      for (int i = 0; i < Traits::kPieceN / 2; ++i) {
+        float& sum = sums[h * (Traits::kPieceN / 2) + i];
+        sum = fmaf(piece[h % 2][i], scale[i % 4], sum);
+      }
+    };
+#pragma unroll
+    for (int block = 0; block < kBlocks; ++block) {
       wait_full();
 #pragma unroll
-      for (int h = 0; h < Traits::kParts; ++h) {
-        multiply_block(part, true, h);
-        float scale[4];
-        scales.take(k, h, scale);  // not before: the first ones wait for memory
-        pin(scale);
-        wgmma_wait<0>();
-        pin(part);
-        if (h == Traits::kParts - 1) release(at.slot);
-#pragma unroll
-        for (int i = 0; i < Traits::kPartN / 2; ++i) {
-          float& sum = sums[h * (Traits::kPartN / 2) + i];
-          sum = fmaf(part[i], scale[i % 4], sum);
+      for (int h = 0; h < kPieces; ++h) {
+        multiply<typename Traits::PieceMma>(piece[h % 2], true, h * Traits::kPieceN);
+        if (block > 0 || h > 0) {
+          wgmma_wait<1>();
+          promote((h + kPieces - 1) % kPieces);
+          if (h == 0) release(previous);
+        }
+        if (h % kPiecesPerScale == 0) {
+          scales.take(k + block, h / kPiecesPerScale, scale);
+          pin(scale);
         }
       }
+      previous = at.slot;
       at.advance();
     }
+    wgmma_wait<0>();
+    promote(kPieces - 1);
+    release(previous);
   }
 };
 

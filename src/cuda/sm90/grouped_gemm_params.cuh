@@ -40,15 +40,13 @@ struct GroupedGemmTraits {
   static constexpr int kBlockK = kGemmBlockBytes / kElementBytes;
   /// E4M3 sums keep 13 bits inside the matrix unit; bf16 sums 23 and s32 sums all.
   static constexpr bool kPromotes = kMmaType == MmaType::kE4m3;
-  /// K blocks between promotions, counted from column 0 whatever the tile: 128 columns where a
-  /// scale changes, else 512 (rms error 3.4e-4 at K = 7168, a fifth of a bf16 rounding).
-  static constexpr int kPromoteBlocks = kScalingKind == Scaling::kBlock ? 1 : 4;
-  /// Sums that leave the matrix unit often are taken from it 128 columns at a time: registers hold
-  /// no second set of 256.
-  static constexpr int kPartN = kPromotes && kSideN > 128 ? 128 : kSideN;
-  static constexpr int kParts = kSideN / kPartN;
-  using Mma = Wgmma<kMmaType, kPartN>;
+  using Mma = Wgmma<kMmaType, kSideN>;
   using Accumulator = typename Mma::Accumulator;
+  /// Weight rows that share scales, in parts of a side; their products leave the matrix unit in
+  /// pieces, of which registers hold two.
+  static constexpr int kParts = kSideN / 128;
+  static constexpr int kPieceN = 64;
+  using PieceMma = Wgmma<kMmaType, kPieceN>;
   static constexpr int kAccumulators = kSideN / 2;
 };
 
@@ -80,6 +78,10 @@ struct alignas(kTicketBytes) TileTicket {
 /// asked memory for it between two tiles would leave the matrix unit idle.
 template <class Traits>
 struct TileMargin {
+  /// Scaling::kBlock, of the first k blocks: of rows; of weights, [128 columns][k block], even and
+  /// odd ones.
+  float block_scale[Traits::kBlockM][kMarginScales];
+  float2 weight_scale[Traits::kBlockN / 128][kMarginScales];
   int32_t output_row[Traits::kBlockM];  ///< < 0: no such row
   /// Scaling::kOuter: the row's scale. kBlock: bits of the row of its scales.
   float scale[Traits::kBlockM];

@@ -64,6 +64,20 @@ __device__ __forceinline__ int32_t source_row(const GroupedGemmParams& p, int32_
   return p.source == RowSource::kPair ? token * p.sorted.top_k + packed_slot(packed) : token;
 }
 
+__device__ __forceinline__ void copy_scales(float (&to)[kMarginScales],
+                                            const float (&from)[kMarginScales]) {
+  static_assert(kMarginScales == 4);
+  *reinterpret_cast<float4*>(to) = *reinterpret_cast<const float4*>(from);
+}
+/// Those of 128 weight rows, per k block; null: there are none.
+__device__ __forceinline__ const float2* weight_scales(const GroupedGemmParams& p, int32_t expert,
+                                                       int32_t column) {
+  const int32_t columns = ceil_div(p.num_weight_rows, 128);
+  if (p.block_scales == nullptr || column >= columns) return nullptr;
+  return reinterpret_cast<const float2*>(p.block_scales) +
+         (int64_t{expert} * columns + column) * p.num_k_blocks;
+}
+
 /// By kMarginThreads threads. `before`: the margin of a tile of the same rows, or null.
 template <class Traits>
 __device__ void fill_margin(const GroupedGemmParams& p, const GroupedGemmRing<Traits>& ring,
@@ -80,6 +94,9 @@ __device__ void fill_margin(const GroupedGemmParams& p, const GroupedGemmRing<Tr
       margin.output_row[r] = before->output_row[r];
       margin.scale[r] = before->scale[r];
       margin.weight[r] = before->weight[r];
+      if constexpr (Traits::kScaling == Scaling::kBlock) {
+        copy_scales(margin.block_scale[r], before->block_scale[r]);
+      }
       continue;
     }
     const int32_t packed = p.sorted.ids[first_row + r];
@@ -92,6 +109,11 @@ __device__ void fill_margin(const GroupedGemmParams& p, const GroupedGemmRing<Tr
       margin.scale[r] = p.row_scales[static_cast<int64_t>(source) * p.row_scale_stride];
     } else if constexpr (Traits::kScaling == Scaling::kBlock) {
       margin.scale[r] = __int_as_float(source);
+      const float* scales = p.row_scales + int64_t{source} * p.row_scale_stride;
+#pragma unroll
+      for (int k = 0; k < kMarginScales; ++k) {
+        margin.block_scale[r][k] = k < p.num_k_blocks ? scales[k * p.row_scale_step] : 0.0f;
+      }
     }
     margin.weight[r] = p.sorted.weights == nullptr ? 1.0f : p.sorted.weights[first_row + r];
   }
@@ -106,6 +128,17 @@ __device__ void fill_margin(const GroupedGemmParams& p, const GroupedGemmRing<Tr
       margin.channel_scale[c] = inside ? p.channel_scales[first_column + c] : 0.0f;
     }
     if (p.bias != nullptr) margin.bias[c] = inside ? p.bias[first_column + c] : 0.0f;
+  }
+  if constexpr (Traits::kScaling == Scaling::kBlock) {
+    constexpr int kScales = Traits::kBlockN / 128 * kMarginScales;
+    static_assert(kScales <= kThreads);
+    if (thread < kScales) {
+      const float2* scales = weight_scales(
+          p, tile.expert, tile.column * (Traits::kBlockN / 128) + thread / kMarginScales);
+      const int k = thread % kMarginScales;
+      margin.weight_scale[thread / kMarginScales][k] =
+          scales != nullptr && k < p.num_k_blocks ? scales[k] : float2{1.0f, 1.0f};
+    }
   }
   barrier_arrive(&ring.margin_full[slot]);
 }
@@ -185,7 +218,7 @@ __device__ void load_weights(const GroupedGemmParams& p, const GroupedGemmRing<T
               tile.column * Traits::kBlockN, tile.expert, &ring.full[slot]);
 }
 
-/// By one thread.
+/// By one thread. `waves`: of rows to load, 0 where the ring's slots still hold them.
 template <class Traits>
 __device__ void load_tile(const GroupedGemmParams& p, const GroupedGemmRing<Traits>& ring,
                           const TileTicket& tile, int waves, RingPosition<Traits::kStages>& at) {
@@ -282,6 +315,9 @@ __device__ void produce_tiles(const GroupedGemmParams& p, const GroupedGemmRing<
   int32_t row_block = -1;
   const TileMargin<Traits>* before = nullptr;
   int waves = 0;
+  int tiles = 0;  // of this row block so far
+  // Where K's blocks divide the ring's slots, a row block's later tiles find their rows in them.
+  const bool rows_stay = Traits::kStages % p.num_k_blocks == 0;
   for (TileTicket tile = source.next(); tile.row_block >= 0; tile = source.next()) {
     // Of all tiles of a row block only the first waits for memory.
     const bool same_rows = tile.row_block == row_block;
@@ -292,8 +328,10 @@ __device__ void produce_tiles(const GroupedGemmParams& p, const GroupedGemmRing<
       if (thread == 0) {
         if (!same_rows) {
           waves = num_used_groups<Traits, kGemmWaveRows>(p, int64_t{row_block} * Traits::kBlockM);
+          tiles = 0;
         }
-        load_tile(p, ring, tile, waves, at);
+        const bool rows_lie = rows_stay && tiles++ * p.num_k_blocks >= Traits::kStages;
+        load_tile(p, ring, tile, rows_lie ? 0 : waves, at);
       }
       if (thread >= kFirstMarginThread) {
         fill_margin(p, ring, tile, source.slot(), same_rows ? before : nullptr,
