@@ -25,6 +25,11 @@ struct GroupedGemmConfig {
   SWITCHYARD_HOST_DEVICE constexpr int num_threads() const { return (num_consumers() + 1) * 128; }
 };
 
+/// Whether a warpgroup holds the 128 gated columns that share a scale, so that it can round them.
+SWITCHYARD_HOST_DEVICE constexpr bool holds_gated_scale(const GroupedGemmConfig& c) {
+  return c.block_n / c.num_sides == 256;
+}
+
 inline constexpr int kGemmBlockBytes = 128;  ///< of K
 inline constexpr int kGemmWaveRows = 64;     ///< the M of one wgmma; empty waves are skipped
 inline constexpr int64_t kSm90SharedBytes = 227 * 1024;

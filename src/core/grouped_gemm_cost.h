@@ -21,6 +21,8 @@ struct GroupedGemmWork {
   bool gathers = false;
   bool scales_blocks = false;    ///< promotes every k block
   bool long_activation = false;  ///< is_long()
+  /// Bytes in and out of a pass that rounds the output where no warpgroup holds_gated_scale().
+  double rounding_bytes = 0;
 };
 /// Whether an activation's formula is hundreds of instructions.
 constexpr bool is_long(Activation kind) { return kind == Activation::kSiTu; }
@@ -40,14 +42,14 @@ inline GroupedGemmWork grouped_gemm_work(int64_t num_experts, int64_t top_k, int
 
 namespace gemm_cost {
 
-// H200. Fitted to 260 pairs of measured times (bench_prefill), the last three to 52 models, every
-// operand kind and tile, T = 1 .. 16384: the tiles it chooses cost 1.008 times the best on average
-// and 1.142 at worst.
-inline constexpr double kStartClocks = 1000;       ///< of a tile
-inline constexpr double kClocksPerOutput = 0.049;  ///< of its end
+// H200, fitted to bench_prefill. Over 52 models, every operand kind and tile, T = 1 .. 16384, the
+// tiles it chooses cost 1.007 times the best on average and 1.142 at worst; over eight models after
+// the kernels' last change 1.005 and 1.096.
+inline constexpr double kStartClocks = 1000;      ///< of a tile
+inline constexpr double kClocksPerOutput = 0.04;  ///< of its end
 /// Between two products of a warpgroup: alone, and with the sums promoted and scaled.
 inline constexpr double kIssueClocks = 270;
-inline constexpr double kPromotionClocks = 510;
+inline constexpr double kPromotionClocks = 300, kPromotionClocksPerColumn = 1.2;
 inline constexpr double kBytesPerClock = 51;  ///< L2 to one SM, rows and weights
 inline constexpr double kGatherStart = 280;   ///< of a k block whose rows are gathered
 inline constexpr double kGatherClocksPerRow = 3.85;
@@ -55,6 +57,8 @@ inline constexpr double kMatrixClock = 1.42e9;  ///< Hz under full matrix load
 inline constexpr double kReadBytesPerClock = 4.2e12 / kMatrixClock;
 /// Of an expert's weights, read again by every row block after the first.
 inline constexpr double kRereadShare = 0.3;
+inline constexpr double kRoundingStart = 8000;  ///< of a pass that rounds the output
+inline constexpr double kRoundingBytesPerClock = 3.2e12 / kMatrixClock;
 /// Of a long activation's end, by the columns of a warpgroup: 256 unrolled leave the instruction
 /// cache.
 inline constexpr double kLongOutput128 = 0.75, kLongOutput256 = 1.9;
@@ -77,8 +81,10 @@ inline double turn_clocks(int warpgroups, double products, double pause) {
 inline double k_block_clocks(const GroupedGemmConfig& c, const GroupedGemmWork& work, int waves) {
   const int rows = waves * kGemmWaveRows;
   const double products = 2.0 * c.block_n / c.num_sides;
-  const double turns = turn_clocks(waves * c.num_sides, products,
-                                   work.scales_blocks ? kPromotionClocks : kIssueClocks);
+  const double pause = work.scales_blocks
+                           ? kPromotionClocks + kPromotionClocksPerColumn * c.block_n / c.num_sides
+                           : kIssueClocks;
+  const double turns = turn_clocks(waves * c.num_sides, products, pause);
   const double supply = (rows + c.block_n) * kGemmBlockBytes / kBytesPerClock;
   const double gather = work.gathers ? kGatherStart + kGatherClocksPerRow * rows : 0;
   return std::max({turns, supply, gather});
@@ -151,11 +157,16 @@ inline GroupedGemmConfigs best_configs(const std::vector<GroupedGemmConfig>& con
                                        int num_sms) {
   GroupedGemmConfigs best;
   double least = std::numeric_limits<double>::infinity();
+  const double rounding =
+      gate_up.rounding_bytes <= 0
+          ? 0
+          : gemm_cost::kRoundingStart + gate_up.rounding_bytes / gemm_cost::kRoundingBytesPerClock;
   for (const GroupedGemmConfig& first : configs) {
+    const double first_clocks =
+        grouped_gemm_clocks(first, gate_up, num_sms) + (holds_gated_scale(first) ? 0 : rounding);
     for (const GroupedGemmConfig& second : configs) {
       if (first.block_m % second.block_m != 0) continue;
-      const double clocks =
-          grouped_gemm_clocks(first, gate_up, num_sms) + grouped_gemm_clocks(second, down, num_sms);
+      const double clocks = first_clocks + grouped_gemm_clocks(second, down, num_sms);
       if (clocks < least) {
         least = clocks;
         best = {first, second};

@@ -238,6 +238,10 @@ Sm90Experts::Work Sm90Experts::work_of(int64_t num_tokens, int64_t top_k) const 
   };
   GroupedGemmWork gate_up = work(gate_up_, true);
   gate_up.long_activation = is_long(spec_.activation.kind);
+  if (may_round_hidden()) {
+    gate_up.rounding_bytes =
+        3.0 * static_cast<double>(num_tokens * top_k * spec_.intermediate_size);
+  }
   return {gate_up, work(down_, false)};
 }
 
@@ -448,11 +452,13 @@ void Sm90Experts::multiply(const Batch& batch, const GroupedGemmJob& job,
                batch.stream);
 }
 
-bool Sm90Experts::rounds_hidden(const GroupedGemmConfigs& configs) const {
+bool Sm90Experts::may_round_hidden() const {
   return activations_ == ActivationFormat::kFp8Block128 && down_.rows.smooth_scales == nullptr &&
          !in_fragment_order(gate_up_.rows) &&
-         rounds_output(configs.gate_up, gate_up_.scaling, spec_.activation,
-                       spec_.intermediate_size);
+         rounds_output(gate_up_.scaling, spec_.activation, spec_.intermediate_size);
+}
+bool Sm90Experts::rounds_hidden(const GroupedGemmConfigs& configs) const {
+  return may_round_hidden() && holds_gated_scale(configs.gate_up);
 }
 
 StoredRows Sm90Experts::gate_up(const Batch& batch, const StoredRows& input,

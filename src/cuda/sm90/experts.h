@@ -86,7 +86,8 @@ class Sm90Experts final : public TunedExperts {
              const Sm90Workspace& layout, Workspace workspace, Stream stream) const;
   /// The chunk's tokens in the activation format (or as they are), and how rows find theirs.
   StoredRows quantize_input(const Batch& batch, RowSource& source) const;
-  /// Whether gate_up's kernel rounds the intermediate for down.
+  /// Whether gate_up's kernel rounds the intermediate for down: under some config, under this one.
+  bool may_round_hidden() const;
   bool rounds_hidden(const GroupedGemmConfigs& configs) const;
   /// The intermediate, in the activation format.
   StoredRows gate_up(const Batch& batch, const StoredRows& input, RowSource source) const;

@@ -73,10 +73,8 @@ Scaling scaling_of(const StoredRows& input, const WeightRows& weights) {
   return input.group_size != 0 || weights.rows.num_groups > 1 ? Scaling::kBlock : Scaling::kOuter;
 }
 
-bool rounds_output(const GroupedGemmConfig& config, Scaling scaling,
-                   const ActivationSpec& activation, int64_t output_columns) {
-  return scaling == Scaling::kBlock && activation.gated() &&
-         config.block_n / config.num_sides == 256 && output_columns % 128 == 0;
+bool rounds_output(Scaling scaling, const ActivationSpec& activation, int64_t output_columns) {
+  return scaling == Scaling::kBlock && activation.gated() && output_columns % 128 == 0;
 }
 
 std::vector<GroupedGemmConfig> configs_of(Format weights, Scaling scaling) {

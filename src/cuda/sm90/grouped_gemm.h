@@ -57,13 +57,13 @@ struct GroupedGemmJob {
   bool output_per_pair = false;                ///< output row: the pair; else the sorted row
   void* output = nullptr;                      ///< bf16 [rows][columns], 16-byte aligned rows
   int64_t output_stride = 0;                   ///< elements
-  /// Where rounds_output(): the output is E4M3 instead, these its scales per 128 columns.
+  /// Where rounds_output() and the config allow: the output is E4M3, these its scales per 128
+  /// columns. Else null.
   float* output_scales = nullptr;
 };
-/// Whether the job's kernel can round its output to E4M3 with a scale per 128 columns, to the bits
-/// of cuda::quantize of the bf16 output: a warpgroup must hold all columns of a scale.
-bool rounds_output(const GroupedGemmConfig& config, Scaling scaling,
-                   const ActivationSpec& activation, int64_t output_columns);
+/// Whether configs that hold_gated_scale() can round their output to E4M3 with a scale per 128
+/// columns, to the bits of cuda::quantize of the bf16 output.
+bool rounds_output(Scaling scaling, const ActivationSpec& activation, int64_t output_columns);
 
 /// Enqueues; weight maps come ready made because they never change.
 void grouped_gemm(const GroupedGemmJob& job, const GroupedGemmConfig& config,
