@@ -55,9 +55,9 @@ __global__ void __launch_bounds__(Traits::kConfig.num_threads(), 1)
   if (threadIdx.x == 0) ring.init();
   __syncthreads();
   wait_for_previous_kernel();
-  // 64 K registers: three consumers of 152 or two of 224 beside a producer of 56, or 232 beside 40.
-  // With few registers a gathering producer's addresses wait for each other: 20 % slower at 192
-  // rows and 32 registers, 2 % at 128 rows and 40.
+  // 64 K registers: three consumers of 152 or two of 224 beside a producer of 56, or two of 232
+  // beside 40. With few registers a gathering producer's addresses wait for each other: 20 % slower
+  // at 192 rows and 32 registers, 2 % at 128 rows and 40. Scaled sums spill at 224.
   constexpr bool kThree = Traits::kConsumers == 3;
   constexpr bool kMany = kThree || (Traits::kGather && Traits::kScaling != Scaling::kBlock);
   if (warpgroup == Traits::kConsumers) {
