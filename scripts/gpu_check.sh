@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # Runs every GPU test and bench on this machine from built binaries and writes results/<gpu>/*.json.
-# Usage: gpu_check.sh [--bin DIR] [--out DIR] [--commit ID] [--quick] [--shapes] [--sanitize]
+# Usage: gpu_check.sh [--bin DIR] [--out DIR] [--commit ID] [--quick] [--sanitize] [--shapes SECONDS]
 #   --bin: one folder with test_gpu, bench_gpu, bench_layers, bench_prefill and switchyard (default: where build/cuda has them)
 #   --quick: only layers of up to 64 tokens
-#   --shapes: also the layers of every built-in shape of at most 6 GiB (3 minutes)
 #   --sanitize: also compute-sanitizer's memcheck, racecheck and initcheck over a part of the tests
+#   --shapes: also layers of the built-in shapes of at most 6 GiB, the smallest first, as many as fit into SECONDS (all: 200)
 set -euo pipefail
 here=$(cd "$(dirname "$0")/.." && pwd)
 bin='' out='' commit='' quick=0 shapes=0 sanitize=0 pids=() tools=()
@@ -14,7 +14,7 @@ while [ $# -gt 0 ]; do
     --out) out=$2; shift ;;
     --commit) commit=$2; shift ;;
     --quick) quick=1 ;;
-    --shapes) shapes=1 ;;
+    --shapes) shapes=$2; shift ;;
     --sanitize) sanitize=1 ;;
     *) echo "gpu_check.sh: unknown argument $1" >&2; exit 2 ;;
   esac
@@ -55,10 +55,10 @@ record
 record
 tokens=1,8,64
 [ $quick = 1 ] || tokens=1,8,64,256,1024,8192
-# One row of the table below per run: models, weights, activations.
-while read -r models weights activations; do
+# One row of the table below per run: models, weights, activations, and what else there is of the layers.
+while read -r models weights activations scope; do
   "$layers" --models "$models" --formats "$weights" --activations "$activations" --tokens $tokens \
-    --routed-only --weight-sets 4 --budget 0.1 --json "$log/layers.$models.$weights.$activations.json"
+    "${scope:---routed-only}" --weight-sets 4 --budget 0.1 --json "$log/layers.$models.$weights.$activations.$scope.json"
   record
 done <<'RUNS'
 deepseek-r1-tp8,gpt-oss-120b,qwen3-235b-a22b-ep4,deepseek-r1-ep8 mxfp4 none
@@ -67,6 +67,8 @@ deepseek-r1-tp8,deepseek-r1-ep8 fp8_e4m3 fp8_block128
 qwen3-30b-a3b,deepseek-r1-ep8 bf16 none
 deepseek-r1-ep8 int8 int8_per_token
 kimi-k2-thinking-tp8 int4 none
+deepseek-r1-tp8 fp8_e4m3 fp8_block128 --from-hidden
+gpt-oss-120b mxfp4 none --from-hidden
 RUNS
 if python3 -c 'import torch' 2>/dev/null; then
   python3 "$here/scripts/gpu_peers.py" "$log/peers.json"
@@ -76,20 +78,11 @@ if python3 -c 'import torch' 2>/dev/null; then
   python3 "$here/scripts/gpu_layer_peers.py" "$log/layer_peers.json" "$log/models.json" $tokens
 fi
 record
-if [ $shapes = 1 ]; then
-  tokens=1,8,64,512,4096,16384
-  "$layers" --models all --tokens $tokens --routed-only --weights-gib 1 --budget 0.05 --json "$log/shapes.json"
-  if python3 -c 'import torch' 2>/dev/null; then
-    python3 "$here/scripts/gpu_layer_peers.py" "$log/shapes_peers.json" "$log/models.json" $tokens --triton '' \
-      --torch mixtral-8x7b,qwen3-30b-a3b,qwen3.5-35b-a3b,glm-4.5-tp8,glm-4.5-ep4,glm-4.5-air
-  fi
-  record
-fi
-
 part='GpuSort.DeviceSide*:GpuSort.OutputsMay*:GpuSort.FewTokens*:GpuSort.Lopsided*:GpuRoute.Ties*:GpuRoute.Groups:GpuRouteSort.Ties*'
 part+=':GpuQuantize.Gathered*:GpuActivateQuantize.*:GpuCombine.*:GpuExperts.EveryActivation*:GpuExperts.Dense'
 part+=':GpuLayer.GraphReplays*'
 matrix='Sm90Decode.OneExpertForAll:Sm90Decode.LopsidedRouting:GpuSm90Gemm.LopsidedBatches:GpuSm90Fp4Prefill.LopsidedBatches'
+matrix+=':GpuLinear.TokensCountedOnTheDevice'
 if [ $sanitize = 1 ]; then
   for tool in memcheck racecheck initcheck; do
     [ $tool = memcheck ] && filter=$part:$matrix || filter=$part
@@ -101,6 +94,11 @@ if [ $sanitize = 1 ]; then
   for tool in memcheck racecheck initcheck; do
     grep 'SUMMARY' "$log/$tool.log" | tee "$log/$tool.summary"
   done
+  record
+fi
+if [ "$shapes" != 0 ]; then
+  timeout "$shapes" "$layers" --models all --tokens 1,8,64,512,4096,16384 --routed-only --weights-gib 1 --budget 0.05 \
+    --json "$log/shapes.json" || true
   record
 fi
 exit $status

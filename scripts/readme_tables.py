@@ -87,7 +87,12 @@ def gpu_layers():
     if record is None:
         return origin
     tokens = (1, 8, 64, 256, 1024, 8192)
-    table = by_tokens(record["results"], lambda row: f"{row['model']}, {row['weights']} x {row['activations']}", tokens)
+
+    def label(row):
+        scope = ", with its router and shared experts" if row.get("from_hidden") else ""
+        return f"{row['model']}, {row['weights']} x {row['activations']}{scope}"
+
+    table = by_tokens(record["results"], label, tokens)
     peers, peers_origin = gpu_record("layer_peers.json")
     if peers is None:
         return f"{origin}\n\n{table}"
@@ -96,19 +101,13 @@ def gpu_layers():
 
 
 def gpu_shapes():
-    """Every built-in shape in its own format; bf16 ones beside torch."""
+    """Built-in shapes in their own formats."""
     record, origin = gpu_record("shapes.json")
     if record is None:
         return origin
-    peers, _ = gpu_record("shapes_peers.json")
-    rows = [*record["results"], *(peers["results"] if peers else [])]
-    order = {row["model"]: i for i, row in enumerate(record["results"])}
-    rows.sort(key=lambda row: (order[row["model"]], "peer" in row))
-
-    def label(row):
-        return f"{row['model']}, " + (row["peer"] if "peer" in row else f"{row['weights']} x {row['activations']}")
-
-    return f"{origin}\n\n" + by_tokens(rows, label, (1, 8, 64, 512, 4096, 16384))
+    table = by_tokens(record["results"], lambda row: f"{row['model']}, {row['weights']} x {row['activations']}",
+                      (1, 8, 64, 512, 4096, 16384))
+    return f"{origin}\n\n{table}"
 
 
 def gpu_steps():

@@ -157,10 +157,15 @@ std::vector<const ModelShape*> shapes_of(const std::vector<std::string>& names) 
     for (const std::string& name : names) shapes.push_back(&model_shape(name));
     return shapes;
   }
+  const auto bytes = [](const ModelShape* shape) {
+    return shape->spec.num_experts * cli::expert_bytes(shape->spec, shape->biases);
+  };
   for (const ModelShape& shape : model_shapes()) {
-    const auto bytes = shape.spec.num_experts * cli::expert_bytes(shape.spec, shape.biases);
-    if (static_cast<double>(bytes) <= kMostBytes) shapes.push_back(&shape);
+    if (static_cast<double>(bytes(&shape)) <= kMostBytes) shapes.push_back(&shape);
   }
+  // A run cut short has seen most of them.
+  std::stable_sort(shapes.begin(), shapes.end(),
+                   [&](const ModelShape* a, const ModelShape* b) { return bytes(a) < bytes(b); });
   return shapes;
 }
 
@@ -191,11 +196,14 @@ class Bench {
                                      calls.count(), options_.budget_s);
     const double distinct = calls.distinct_experts();
     // Weights once, and what goes in and out; not the intermediates.
+    const double router_bytes =
+        options_.from_hidden ? 2.0 * static_cast<double>(spec.num_routed() * spec.hidden_size) : 0;
     const double bytes =
-        distinct * static_cast<double>(model.expert_bytes) +
+        distinct * static_cast<double>(model.expert_bytes) + router_bytes +
         static_cast<double>(model.shared_bytes) +
         static_cast<double>(tokens * (4 * spec.hidden_size + 4 * spec.num_routed()));
-    const double flops = cli::expert_flops(spec, tokens);
+    const double flops = cli::expert_flops(spec, tokens) +
+                         (options_.from_hidden ? cli::router_flops(spec, tokens) : 0);
     const double read_us = limits_.read_us(static_cast<int64_t>(bytes));
     const double flop_us = flops / cli::arithmetic_peak(spec, machine_).gflops * 1e-3;
     const double limit_us = std::max(read_us, flop_us);
@@ -204,6 +212,7 @@ class Bench {
         {{"model", model.title},
          {"weights", to_string(spec.weight_format)},
          {"activations", to_string(resolved_activation_format(spec, BackendKind::kCuda))},
+         {"from_hidden", options_.from_hidden},
          {"tokens", tokens},
          {"us", timing.chain_us},
          {"single_us", timing.single_us},
@@ -264,10 +273,10 @@ int main(int argc, char** argv) {
       for (const std::string& format : options.formats) {
         for (const std::string& activations : options.activations) {
           bench.run_model(*shape, format, activations);
+          if (!options.out.empty()) std::ofstream(options.out) << bench.record().dump(1) << '\n';
         }
       }
     }
-    if (!options.out.empty()) std::ofstream(options.out) << bench.record().dump(1) << '\n';
   } catch (const std::exception& error) {
     fmt::print(stderr, "bench_layers: {}\n", error.what());
     return 1;
