@@ -78,6 +78,12 @@ if python3 -c 'import torch' 2>/dev/null; then
   python3 "$here/scripts/gpu_layer_peers.py" "$log/layer_peers.json" "$log/models.json" $tokens
 fi
 record
+if [ "$shapes" != 0 ]; then
+  timeout "$shapes" "$layers" --models all --tokens 1,8,64,512,4096,16384 --routed-only --weights-gib 1 --budget 0.05 \
+    --json "$log/shapes.json" || true
+  record
+fi
+
 part='GpuSort.DeviceSide*:GpuSort.OutputsMay*:GpuSort.FewTokens*:GpuSort.Lopsided*:GpuRoute.Ties*:GpuRoute.Groups:GpuRouteSort.Ties*'
 part+=':GpuQuantize.Gathered*:GpuActivateQuantize.*:GpuCombine.*:GpuExperts.EveryActivation*:GpuExperts.Dense'
 part+=':GpuLayer.GraphReplays*'
@@ -94,11 +100,6 @@ if [ $sanitize = 1 ]; then
   for tool in memcheck racecheck initcheck; do
     grep 'SUMMARY' "$log/$tool.log" | tee "$log/$tool.summary"
   done
-  record
-fi
-if [ "$shapes" != 0 ]; then
-  timeout "$shapes" "$layers" --models all --tokens 1,8,64,512,4096,16384 --routed-only --weights-gib 1 --budget 0.05 \
-    --json "$log/shapes.json" || true
   record
 fi
 exit $status

@@ -1,7 +1,7 @@
 // Times the prefill GEMMs of the built-in models under every tile that is compiled, beside what the
-// cost model predicts for it: one launch of gate and up, rows gathered and activated, and one of
-// down. Writes one JSON record; prints the same as a table and how far the model's choice is from
-// the best tile.
+// cost model predicts for it and what the machine allows: one launch of gate and up, rows gathered
+// and activated, and one of down. Writes one JSON record; prints the same as a table and how far
+// the model's choice is from the best tile.
 
 #include <fmt/format.h>
 
@@ -15,6 +15,7 @@
 
 #include "backend.h"
 #include "core/activation_format.h"
+#include "core/cost_model.h"
 #include "core/expert_sort.h"
 #include "core/grouped_gemm_cost.h"
 #include "cuda/check.h"
@@ -22,6 +23,7 @@
 #include "cuda/sm90/grouped_gemm.h"
 #include "cuda/sort.h"
 #include "gpu/timing.h"
+#include "switchyard/calibrate.h"
 #include "switchyard/models.h"
 
 namespace switchyard::bench {
@@ -162,7 +164,8 @@ std::vector<int32_t> random_ids(int64_t tokens, int64_t top_k, int64_t experts) 
 
 class Bench {
  public:
-  explicit Bench(const Options& options) : options_(options) {}
+  explicit Bench(const Options& options)
+      : options_(options), machine_(measure_limits(BackendKind::kCuda)) {}
 
   void run(const ModelShape& shape, const Operands& operands) {
     const LayerSpec& spec = shape.spec;
@@ -311,6 +314,15 @@ class Bench {
     const double matrix = 2.0 * static_cast<double>(tokens * spec.top_k) *
                           static_cast<double>(spec.expert_width() * spec.intermediate_size);
     const double first_flops = matrix * (spec.activation.gated() ? 2 : 1);
+    const double experts = expected_distinct_experts(spec.num_experts, spec.top_k, tokens);
+    // Weights once, or the products.
+    const auto share = [&](double flops, double us) {
+      const double bytes = experts * flops / (2.0 * static_cast<double>(tokens * spec.top_k)) *
+                           element_bits(operands.format) / 8;
+      return std::max(bytes / machine_.read_gbps, flops / peak_gflops(operands)) * 1e-3 / us;
+    };
+    const double first_share = share(first_flops, run.gate_up_us);
+    const double second_share = share(matrix, run.down_us);
     const auto tflops = [](double flops, double us) { return flops / us * 1e-6; };
     const bool first = run.config == chosen.gate_up, second = run.config == chosen.down;
     rows_.push_back({{"model", shape.name},
@@ -322,18 +334,28 @@ class Bench {
                      {"down_chosen", second},
                      {"gate_up_us", run.gate_up_us},
                      {"gate_up_predicted_us", run.gate_up_predicted},
+                     {"gate_up_share", first_share},
                      {"down_us", run.down_us},
-                     {"down_predicted_us", run.down_predicted}});
+                     {"down_predicted_us", run.down_predicted},
+                     {"down_share", second_share}});
     fmt::print(
-        "{:20} {:34} T {:5}  {:3} x {:3}  gate_up {:8.1f} us ({:8.1f} predicted) {:5.0f} TFLOP/s {}"
-        "  down {:8.1f} us ({:8.1f}) {:5.0f} TFLOP/s {}\n",
+        "{:20} {:34} T {:5}  {:3} x {:3}  gate_up {:8.1f} us ({:8.1f} predicted) {:5.0f} TFLOP/s "
+        "{:3.0f} % {}  down {:8.1f} us ({:8.1f}) {:5.0f} TFLOP/s {:3.0f} % {}\n",
         shape.name, operands.name, tokens, run.config.block_m, run.config.block_n, run.gate_up_us,
-        run.gate_up_predicted, tflops(first_flops, run.gate_up_us), first ? '*' : ' ', run.down_us,
-        run.down_predicted, tflops(matrix, run.down_us), second ? '*' : ' ');
+        run.gate_up_predicted, tflops(first_flops, run.gate_up_us), 100 * first_share,
+        first ? '*' : ' ', run.down_us, run.down_predicted, tflops(matrix, run.down_us),
+        100 * second_share, second ? '*' : ' ');
     std::fflush(stdout);
   }
 
+  double peak_gflops(const Operands& operands) const {
+    return operands.format == Format::kBf16   ? machine_.bf16_gflops
+           : operands.format == Format::kInt8 ? machine_.int8_gops
+                                              : machine_.fp8_gflops;
+  }
+
   Options options_;
+  MachineLimits machine_;
   json rows_ = json::array();
   double worst_ = 0, sum_ = 0, least_ = 1e9, most_ = 0;
   int count_ = 0;

@@ -360,8 +360,8 @@ static int32_t int8_dot(int64_t iterations) {
 #pragma GCC unroll 12
     for (int i = 0; i < kPeakChains; ++i) {
       Dot::step(sums[i], Dot::weight(x), x);
+      asm volatile("" : "+v"(x));  // else AVX2 multiplies once for all chains
     }
-    asm volatile("" : "+v"(x));
   }
   uint32_t sum = 0;  // wraps; only there to be used
   for (int i = 0; i < kPeakChains; ++i) {
