@@ -19,7 +19,7 @@ ThreadRegions thread_regions(const ExpertPanels& panels, int64_t pass_rows) {
   regions.row = carver.take(blocks * kBlockCols * kFloat);
   regions.gate = carver.take(kChunkRows * kPanelRows * kFloat);
   regions.up = carver.take(kChunkRows * kPanelRows * kFloat);
-  regions.products = carver.take(pass_rows * kPanelRows * kFloat);
+  regions.products = carver.take(std::max(pass_rows, kLeastProductRows) * kPanelRows * kFloat);
   regions.bytes = carver.bytes();
   return regions;
 }

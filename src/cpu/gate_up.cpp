@@ -171,7 +171,7 @@ void finish_rows(const Pass& pass, uint8_t* rows) {
 
 void gate_up(const Pass& pass, const GateUpInput& input, const GateUpOutput& output) {
   const Items items(pass, pass.layout->item_offsets.in<int32_t>(pass.workspace));
-  ShardedItems sharded(pass.panels->gate_up.num_shards(),
+  ShardedItems sharded(pass.panels->gate_up.num_shards(), pass.panels->executor->num_threads(),
                        [&](int64_t shard) { return items.count(shard); });
   run_on_all(*pass.panels->executor, [&](int thread) {
     const Worker worker(pass, input, output, pass.scratch(thread));
