@@ -6,6 +6,7 @@
 #include <algorithm>
 
 #include "core/expert_sort.h"
+#include "core/token_rows.h"
 #include "cpu/experts_steps.h"
 #include "cpu/plan_experts.h"
 #include "cpu/rows.h"
@@ -16,15 +17,6 @@ namespace {
 /// Weights that become bf16 in scratch only are worth it from so many rows per expert (FP8, Gop/s
 /// against f32 rows: 4 rows 96 to 108, 6 rows 118 to 112, 16 rows 166 to 112).
 constexpr int64_t kMinRowsToDecodePairs = 6;
-
-/// Rows [first, first + count) of a 2-D tensor.
-TensorView rows_of(const TensorView& tensor, int64_t first, int64_t count) {
-  if (tensor.empty()) return tensor;
-  TensorView part = tensor;
-  part.data = tensor.as<char>() + first * tensor.stride(0) * element_bytes(tensor.type);
-  part.shape[0] = count;
-  return part;
-}
 
 class CpuExperts final : public PackedExperts {
  public:
@@ -43,7 +35,7 @@ class CpuExperts final : public PackedExperts {
   }
 
   void run(const RunExpertsArgs& args, Workspace workspace, Stream) const override {
-    const int64_t top_k = args.topk_ids.empty() ? 1 : args.topk_ids.extent(1);
+    const int64_t top_k = top_k_of(args.topk_ids);
     const int64_t num_tokens = rows_to_compute(args.num_tokens, args.hidden_states.extent(0));
     const ExpertsWorkspace layout = experts_workspace(panels_, num_tokens, top_k);
     for (int64_t first = 0; first < num_tokens; first += layout.pass_tokens) {

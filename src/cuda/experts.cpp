@@ -5,6 +5,7 @@
 #include "core/cost_model.h"
 #include "core/expert_sort.h"
 #include "core/scale_layout.h"
+#include "core/token_rows.h"
 #include "cuda/combine.h"
 #include "cuda/reachable.h"
 
@@ -31,14 +32,6 @@ CodeBytes code_bytes(const ActivationStorage& storage, int64_t rows, int64_t col
       scale_rows(storage.scale_block, rows) * scale_cols(storage.scale_block, cols);
   return {rows * padded_row_bytes(storage.format, cols),
           scales * element_bytes(scale_type_of(storage.format))};
-}
-
-/// Rows [begin, begin + count) of a [T, ...] tensor; empty stays empty.
-TensorView rows_of(TensorView tensor, int64_t begin, int64_t count) {
-  if (tensor.empty()) return tensor;
-  tensor.data = tensor.as<char>() + begin * tensor.stride(0) * element_bytes(tensor.type);
-  tensor.shape[0] = count;
-  return tensor;
 }
 
 }  // namespace
@@ -275,7 +268,7 @@ void CudaExperts::run(const RunExpertsArgs& args, Workspace workspace, Stream st
   require_reachable("workspace", TensorView{.data = workspace.data});
   if (args.route != nullptr) require_reachable("router_logits", args.route->args.router_logits);
   const int64_t num_tokens = args.hidden_states.extent(0);
-  const int64_t top_k = args.topk_ids.empty() ? 1 : args.topk_ids.extent(1);
+  const int64_t top_k = top_k_of(args.topk_ids);
   if (num_tokens == 0) return;
   if (tuned_ && tuned_->why_unsupported(args.hidden_states.type, args.output.type) == nullptr) {
     return tuned_->run(args, workspace, stream);

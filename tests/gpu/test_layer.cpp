@@ -51,11 +51,11 @@ LayerSpec latent_like() {
 
 /// Sizes that tensor cores take.
 LayerSpec shared_like() {
-  return {.num_experts = 16,
-          .top_k = 4,
-          .hidden_size = 256,
-          .intermediate_size = 96,
-          .shared = {.intermediate_size = 128, .sigmoid_gate = true}};
+  LayerSpec spec = qwen_like();
+  spec.hidden_size = 256;
+  spec.intermediate_size = 96;
+  spec.shared.intermediate_size = 128;
+  return spec;
 }
 LayerSpec latent_shared_like() {
   LayerSpec spec = shared_like();

@@ -8,6 +8,7 @@
 #include "core/cost_model.h"
 #include "core/expert_sort.h"
 #include "core/scale_layout.h"
+#include "core/token_rows.h"
 #include "cuda/check.h"
 #include "cuda/combine.h"
 #include "cuda/quantize.h"
@@ -19,14 +20,6 @@ namespace switchyard::cuda::sm90 {
 namespace {
 
 constexpr int64_t kScaleColumns = 128;
-
-/// Rows [begin, begin + count) of a [T, ...] tensor; empty stays empty.
-TensorView rows_of(TensorView tensor, int64_t begin, int64_t count) {
-  if (tensor.empty()) return tensor;
-  tensor.data = tensor.as<char>() + begin * tensor.stride(0) * element_bytes(tensor.type);
-  tensor.shape[0] = count;
-  return tensor;
-}
 
 /// Scales of 128-column blocks that all rows of a 64-row block share, gate and up apart.
 bool block_scales(const LayerSpec& spec) {
@@ -122,7 +115,7 @@ struct DecodeExperts::Batch {
   int64_t num_tokens() const { return args.hidden_states.extent(0); }
   /// No choice: every token takes expert 0.
   bool single_expert() const { return args.topk_ids.empty(); }
-  int64_t top_k() const { return single_expert() ? 1 : args.topk_ids.extent(1); }
+  int64_t top_k() const { return top_k_of(args.topk_ids); }
   TokenCount tokens() const {
     return {
         .limit = num_tokens(), .on_device = args.num_tokens.as<const int32_t>(), .skipped = begin};
@@ -390,7 +383,7 @@ void DecodeExperts::multiply(const Matrix& matrix, const DecodeArgs& args, Strea
 
 void DecodeExperts::run(const RunExpertsArgs& args, Workspace workspace, Stream stream) const {
   const int64_t num_tokens = args.hidden_states.extent(0);
-  const int64_t top_k = args.topk_ids.empty() ? 1 : args.topk_ids.extent(1);
+  const int64_t top_k = top_k_of(args.topk_ids);
   const int64_t pass = decode_pass_tokens(top_k, spec_.num_experts);
   for (int64_t begin = 0; begin < num_tokens; begin += pass) {
     const int64_t count = std::min(pass, num_tokens - begin);

@@ -11,6 +11,7 @@
 #include "core/fp4_prefill_cost.h"
 #include "core/fragment_convert.h"
 #include "core/scale_layout.h"
+#include "core/token_rows.h"
 #include "cuda/check.h"
 #include "cuda/combine.h"
 #include "cuda/quantize.h"
@@ -38,11 +39,6 @@ int64_t chunk_tokens(int64_t max_tokens, int64_t top_k) {
 
 bool plain_values(const WeightRows& w) {
   return w.zero_points == nullptr && w.group_index == nullptr && w.global_scales == nullptr;
-}
-
-/// Without a choice every token takes expert 0.
-int64_t top_k_of(const RunExpertsArgs& args) {
-  return args.topk_ids.empty() ? 1 : args.topk_ids.extent(1);
 }
 
 /// Rows begin on 16 bytes, and so do columns that a thread copies or stores.
@@ -304,7 +300,7 @@ int64_t Sm90Experts::workspace_bytes(int64_t max_tokens, int64_t top_k) const {
 Sm90Experts::Batch Sm90Experts::sort(const RunExpertsArgs& args, int64_t begin, int64_t num_tokens,
                                      const Sm90Workspace& layout, Workspace workspace,
                                      Stream stream) const {
-  const int64_t top_k = top_k_of(args);
+  const int64_t top_k = top_k_of(args.topk_ids);
   const GroupedGemmConfigs configs = select_configs(num_tokens, top_k);
   const int32_t unit = configs.gate_up.block_m;
   const int64_t capacity = sort_capacity(num_tokens, top_k, spec_.num_experts, unit);
@@ -350,14 +346,6 @@ Sm90Experts::Batch Sm90Experts::sort(const RunExpertsArgs& args, int64_t begin, 
 }
 
 namespace {
-
-/// Rows [begin, begin + count) of a [T, ...] tensor; empty stays empty.
-TensorView rows_of(TensorView tensor, int64_t begin, int64_t count) {
-  if (tensor.empty()) return tensor;
-  tensor.data = tensor.as<char>() + begin * tensor.stride(0) * element_bytes(tensor.type);
-  tensor.shape[0] = count;
-  return tensor;
-}
 
 /// Codes of rows of `cols` numbers, as the quantiser writes and the GEMM reads them.
 struct CodedRows {
@@ -554,7 +542,7 @@ void Sm90Experts::combine(const Batch& batch) const {
 
 void Sm90Experts::run(const RunExpertsArgs& args, Workspace workspace, Stream stream) const {
   const int64_t num_tokens = args.hidden_states.extent(0);
-  const int64_t top_k = top_k_of(args);
+  const int64_t top_k = top_k_of(args.topk_ids);
   if (is_decode(num_tokens, top_k)) return decode_->run(args, workspace, stream);
   const Sm90Workspace places = layout(num_tokens, top_k);
   for (int64_t begin = 0; begin < num_tokens; begin += places.chunk_tokens) {
@@ -593,7 +581,7 @@ void Sm90Experts::plan(int64_t num_tokens, int64_t top_k, const MachineLimits& l
                           .flops = flops,
                           .predicted_us = predict_us(bytes, flops, limits.read_gbps, rate)});
   };
-  add("sort", "sort",
+  add("sort", sort_kernels(plan_sort(chunk, top_k, spec_.num_experts, configs.gate_up.block_m)),
       fmt::format("units of {} rows, the height of gate_up's tiles", configs.gate_up.block_m),
       pairs * 16, 0);
   if (rounds) {
