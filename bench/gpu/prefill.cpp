@@ -1,16 +1,20 @@
 // Times the prefill GEMMs of the built-in models under every tile that is compiled, beside what the
 // cost model predicts for it and what the machine allows: one launch of gate and up, rows gathered
 // and activated, and one of down. Writes one JSON record; prints the same as a table and how far
-// the model's choice is from the best tile.
+// the model's choice is from the best tile. Then two layers' GEMMs in bursts from a cool start and
+// sustained, beside the matrix units in the same protocol.
 
 #include <fmt/format.h>
 
 #include <CLI/CLI.hpp>
 #include <algorithm>
+#include <chrono>
 #include <fstream>
+#include <map>
 #include <nlohmann/json.hpp>
 #include <random>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "backend.h"
@@ -19,6 +23,7 @@
 #include "core/expert_sort.h"
 #include "core/grouped_gemm_cost.h"
 #include "cuda/check.h"
+#include "cuda/matrix_rate.h"
 #include "cuda/quantize.h"
 #include "cuda/sm90/grouped_gemm.h"
 #include "cuda/sort.h"
@@ -39,17 +44,24 @@ struct Operands {
   const char* name;
   Format format;
   ActivationFormat activations;
+  sm90::MatrixOperands matrix;
   bool weight_blocks = false;  ///< scales of 128 x 128
 };
 constexpr Operands kOperands[] = {
-    {"bf16", Format::kBf16, ActivationFormat::kNone},
-    {"fp8_e4m3 {1,0} x fp8_per_token", Format::kFp8E4m3, ActivationFormat::kFp8PerToken},
-    {"fp8_e4m3 {128,128} x fp8_block128", Format::kFp8E4m3, ActivationFormat::kFp8Block128, true},
-    {"int8 {1,0} x int8_per_token", Format::kInt8, ActivationFormat::kInt8PerToken},
+    {"bf16", Format::kBf16, ActivationFormat::kNone, sm90::MatrixOperands::kBf16},
+    {"fp8_e4m3 {1,0} x fp8_per_token", Format::kFp8E4m3, ActivationFormat::kFp8PerToken,
+     sm90::MatrixOperands::kE4m3},
+    {"fp8_e4m3 {128,128} x fp8_block128", Format::kFp8E4m3, ActivationFormat::kFp8Block128,
+     sm90::MatrixOperands::kE4m3, true},
+    {"int8 {1,0} x int8_per_token", Format::kInt8, ActivationFormat::kInt8PerToken,
+     sm90::MatrixOperands::kS8},
 };
 
 struct Options {
   std::vector<std::string> models;
+  std::vector<std::string> rate_models{"deepseek-r1-ep8", "deepseek-r1-tp8"};
+  int64_t rate_tokens = 8192;
+  bool rates_only = false;
   std::string operands;
   std::vector<int64_t> tokens{1, 16, 64, 256, 1024, 4096, 16384};
   int launches = 1;
@@ -125,27 +137,63 @@ struct Weights {
   }
 };
 
-/// Milliseconds between two events around `count` launches, per launch.
+struct Layer {
+  Weights gate_up, down;
+
+  Layer(const LayerSpec& spec, const Operands& operands)
+      : gate_up(spec.num_experts, halves(spec) * spec.intermediate_size, spec.expert_width(),
+                halves(spec), operands),
+        down(spec.num_experts, spec.expert_width(), spec.intermediate_size, 1, operands) {}
+  static int32_t halves(const LayerSpec& spec) { return spec.activation.gated() ? 2 : 1; }
+};
+
+/// Microseconds per launch of `count` between two events.
 template <class F>
-double time_us(int count, F launch) {
+double events_us(int count, F launch) {
   cudaEvent_t begin, end;
   cuda::check(cudaEventCreate(&begin), "cudaEventCreate");
   cuda::check(cudaEventCreate(&end), "cudaEventCreate");
-  launch();
-  std::vector<float> times;
-  for (int repeat = 0; repeat < 3; ++repeat) {
-    cuda::check(cudaEventRecord(begin), "cudaEventRecord");
-    for (int i = 0; i < count; ++i) launch();
-    cuda::check(cudaEventRecord(end), "cudaEventRecord");
-    cuda::check(cudaEventSynchronize(end), "cudaEventSynchronize");
-    float ms = 0;
-    cuda::check(cudaEventElapsedTime(&ms, begin, end), "cudaEventElapsedTime");
-    times.push_back(ms);
-  }
+  cuda::check(cudaEventRecord(begin), "cudaEventRecord");
+  for (int i = 0; i < count; ++i) launch();
+  cuda::check(cudaEventRecord(end), "cudaEventRecord");
+  cuda::check(cudaEventSynchronize(end), "cudaEventSynchronize");
+  float ms = 0;
+  cuda::check(cudaEventElapsedTime(&ms, begin, end), "cudaEventElapsedTime");
   cudaEventDestroy(begin);
   cudaEventDestroy(end);
+  return static_cast<double>(ms) * 1000.0 / count;
+}
+template <class F>
+double time_us(int count, F launch) {
+  launch();
+  std::vector<double> times;
+  for (int repeat = 0; repeat < 3; ++repeat) times.push_back(events_us(count, launch));
   std::sort(times.begin(), times.end());
-  return times[times.size() / 2] * 1000.0 / count;
+  return times[times.size() / 2];
+}
+
+/// Matrix work is bound by power: what a cool GPU does for tens of milliseconds it does not do for
+/// seconds, so a rate says how it was measured.
+struct Rates {
+  double burst = 0;      ///< kBurstLaunches after kRest of idleness
+  double sustained = 0;  ///< as many after kWarmUpUs of the same
+
+  Rates tflops(double flops) const { return {flops / burst * 1e-6, flops / sustained * 1e-6}; }
+};
+constexpr int kBurstLaunches = 12;
+constexpr std::chrono::milliseconds kRest{300};
+constexpr double kWarmUpUs = 300e3;
+/// Microseconds of `launches` at a time, per launch.
+template <class F>
+Rates time_rates(int launches, F launch) {
+  launch();
+  cuda::check(cudaDeviceSynchronize(), "cudaDeviceSynchronize");
+  std::this_thread::sleep_for(kRest);
+  Rates us;
+  us.burst = events_us(launches, launch);
+  events_us(static_cast<int>(kWarmUpUs / us.burst), launch);
+  us.sustained = events_us(launches, launch);
+  return us;
 }
 
 std::vector<int32_t> random_ids(int64_t tokens, int64_t top_k, int64_t experts) {
@@ -162,22 +210,153 @@ std::vector<int32_t> random_ids(int64_t tokens, int64_t top_k, int64_t experts) 
   return ids;
 }
 
+/// A batch's sorted rows, its intermediates and both GEMMs' jobs.
+struct Batch {
+  DeviceBuffer sorted, sorted_weights, experts, valid, counter, intermediate, scales, output;
+  Rows hidden;
+  sm90::GroupedGemmJob gate_up, down;
+  int64_t num_experts;
+
+  Batch(const LayerSpec& spec, const Operands& operands, const Layer& layer, const Rows& input,
+        int64_t tokens, int32_t unit)
+      : Batch(spec, operands, layer, input, tokens, unit,
+              sort_capacity(tokens, spec.top_k, spec.num_experts, unit)) {}
+
+  /// gate_up's output becomes E4M3 with a scale per 128 columns, as down reads it.
+  void round_intermediate() { gate_up.output_scales = scales.as<float>(); }
+  auto launcher(const sm90::GroupedGemmJob& job, const GroupedGemmConfig& config) const {
+    return [this, &job, config, map = sm90::weight_map(job.weights, num_experts, config)] {
+      cuda::check(cudaMemsetAsync(counter.data(), 0, 16), "cudaMemsetAsync");
+      sm90::grouped_gemm(job, config, map, cuda::device_facts(0).num_sms, {});
+    };
+  }
+
+ private:
+  Batch(const LayerSpec& spec, const Operands& operands, const Layer& layer, const Rows& input,
+        int64_t tokens, int32_t unit, int64_t capacity)
+      : sorted(capacity * 4),
+        sorted_weights(capacity * 4),
+        experts(capacity * 4),
+        valid(8),
+        counter(16),
+        intermediate(capacity * spec.intermediate_size * 2),
+        scales(capacity * ceil_div<int64_t>(spec.intermediate_size, 128) * 4),
+        output(tokens * spec.top_k * spec.expert_width() * 2),
+        hidden(capacity, spec.intermediate_size, operands, operands.activations),
+        num_experts(spec.num_experts) {
+    const std::vector<int32_t> host_ids = random_ids(tokens, spec.top_k, spec.num_experts);
+    const DeviceBuffer ids(tokens * spec.top_k * 4);
+    ids.copy_from_host(0, host_ids.data(), ids.bytes());
+    const SortPlan plan = plan_sort(tokens, spec.top_k, spec.num_experts, unit);
+    const DeviceBuffer scratch(plan.workspace_bytes + 16);
+    const auto num_blocks = static_cast<int32_t>(capacity / unit);
+    cuda::sort({.topk_ids = ids.as<const int32_t>(),
+                .tokens = {.limit = tokens},
+                .top_k = static_cast<int32_t>(spec.top_k),
+                .num_experts = static_cast<int32_t>(spec.num_experts),
+                .unit_size = unit,
+                .capacity = static_cast<int32_t>(capacity),
+                .num_blocks = num_blocks,
+                .num_valid = 1,
+                .sorted_ids = sorted.as<int32_t>(),
+                .sorted_weights = sorted_weights.as<int32_t>(),
+                .sorted_expert_ids = experts.as<int32_t>(),
+                .num_valid_ids = valid.as<int32_t>()},
+               plan, scratch.data(), 0, {});
+    cuda::check(cudaDeviceSynchronize(), "cudaDeviceSynchronize");  // ids and scratch end here
+    gate_up = {.sorted = {.ids = sorted.as<const int32_t>(),
+                          .experts = experts.as<const int32_t>(),
+                          .num_valid = valid.as<const int32_t>(),
+                          .weights = sorted_weights.as<const float>(),
+                          .num_blocks = num_blocks,
+                          .block_rows = unit,
+                          .top_k = static_cast<int32_t>(spec.top_k)},
+               .tile_counter = counter.as<uint32_t>(),
+               .source = sm90::RowSource::kToken,
+               .input = input.stored,
+               .num_input_rows = tokens,
+               .weights = layer.gate_up.weights,
+               .num_experts = spec.num_experts,
+               .block_scales = layer.gate_up.table.as<const float>(),
+               .activation = &spec.activation,
+               .output = intermediate.data(),
+               .output_stride = spec.intermediate_size};
+    down = gate_up;
+    down.source = sm90::RowSource::kSorted;
+    down.input = hidden.stored;
+    down.num_input_rows = capacity;
+    down.weights = layer.down.weights;
+    down.block_scales = layer.down.table.as<const float>();
+    down.activation = nullptr;
+    down.output_per_pair = true;
+    down.output = output.data();
+    down.output_stride = spec.expert_width();
+  }
+};
+
+/// What the cost model makes of a batch.
+struct Choice {
+  std::vector<GroupedGemmConfig> configs;
+  GroupedGemmWork gate_up, down;
+  GroupedGemmConfigs chosen;
+
+  Choice(const LayerSpec& spec, const Operands& operands, const Layer& layer, const Rows& input,
+         int64_t tokens) {
+    const sm90::Scaling scaling = sm90::scaling_of(input.stored, layer.gate_up.weights);
+    const auto work = [&](const WeightRows& weights, bool gathers) {
+      return grouped_gemm_work(spec.num_experts, spec.top_k, tokens, weights.num_rows,
+                               weights.rows.row_bytes, gathers, scaling == sm90::Scaling::kBlock);
+    };
+    gate_up = work(layer.gate_up.weights, true);
+    gate_up.long_activation = is_long(spec.activation.kind);
+    down = work(layer.down.weights, false);
+    configs = sm90::configs_of(operands.format, scaling);
+    chosen = best_configs(configs, gate_up, down, cuda::device_facts(0).num_sms);
+  }
+};
+
 class Bench {
  public:
   explicit Bench(const Options& options)
       : options_(options), machine_(measure_limits(BackendKind::kCuda)) {}
 
-  void run(const ModelShape& shape, const Operands& operands) {
+  /// Every tile at every batch.
+  void run_tiles(const ModelShape& shape, const Operands& operands) {
     const LayerSpec& spec = shape.spec;
-    const int32_t halves = spec.activation.gated() ? 2 : 1;
-    const Weights gate_up(spec.num_experts, halves * spec.intermediate_size, spec.expert_width(),
-                          halves, operands);
-    const Weights down(spec.num_experts, spec.expert_width(), spec.intermediate_size, 1, operands);
+    const Layer layer(spec, operands);
     for (const int64_t tokens : options_.tokens) {
-      time_tokens(shape, operands, gate_up, down, tokens);
+      time_tokens(shape, operands, layer, tokens);
     }
   }
-  json record() const { return {{"device", cuda_backend()->device_name({})}, {"results", rows_}}; }
+  /// Both GEMMs of a layer, as the plan would run them, in a burst and sustained.
+  void run_rates(const ModelShape& shape, const Operands& operands) {
+    const LayerSpec& spec = shape.spec;
+    const int num_sms = cuda::device_facts(0).num_sms;
+    const int64_t tokens = options_.rate_tokens;
+    const Layer layer(spec, operands);
+    const Rows input(tokens, spec.expert_width(), operands, operands.activations);
+    Choice choice(spec, operands, layer, input, tokens);
+    const bool may_round =
+        operands.activations == ActivationFormat::kFp8Block128 &&
+        sm90::rounds_output(sm90::Scaling::kBlock, spec.activation, spec.intermediate_size);
+    if (may_round) {
+      choice.gate_up.rounding_bytes =
+          3.0 * static_cast<double>(tokens * spec.top_k * spec.intermediate_size);
+      choice.chosen = best_configs(choice.configs, choice.gate_up, choice.down, num_sms);
+    }
+    const GroupedGemmConfigs& tiles = choice.chosen;
+    Batch batch(spec, operands, layer, input, tokens, tiles.gate_up.block_m);
+    const bool rounds = may_round && holds_gated_scale(tiles.gate_up);
+    if (rounds) batch.round_intermediate();
+    const double flops = 2.0 * static_cast<double>(tokens * spec.top_k) *
+                         static_cast<double>(spec.expert_width() * spec.intermediate_size);
+    add_rates(shape, operands, rounds ? "gate_up, rounded" : "gate_up", batch, batch.gate_up,
+              tiles.gate_up, flops * layer.gate_up.weights.halves);
+    add_rates(shape, operands, "down", batch, batch.down, tiles.down, flops);
+  }
+  json record() const {
+    return {{"device", cuda_backend()->device_name({})}, {"rates", rates_}, {"results", rows_}};
+  }
   void print_summary() const {
     fmt::print("model's choice against the best tile: worst {:.3f} ({}), mean {:.3f}\n", worst_,
                worst_case_, count_ == 0 ? 1.0 : sum_ / count_);
@@ -190,34 +369,26 @@ class Bench {
     double gate_up_us = 0, down_us = 0, gate_up_predicted = 0, down_predicted = 0;
   };
 
-  void time_tokens(const ModelShape& shape, const Operands& operands, const Weights& gate_up,
-                   const Weights& down, int64_t tokens) {
+  void time_tokens(const ModelShape& shape, const Operands& operands, const Layer& layer,
+                   int64_t tokens) {
     const LayerSpec& spec = shape.spec;
     const int num_sms = cuda::device_facts(0).num_sms;
     const Rows input(tokens, spec.expert_width(), operands, operands.activations);
-    const sm90::Scaling scaling = sm90::scaling_of(input.stored, gate_up.weights);
-    const auto work = [&](const WeightRows& weights, bool gathers) {
-      return grouped_gemm_work(spec.num_experts, spec.top_k, tokens, weights.num_rows,
-                               weights.rows.row_bytes, gathers, scaling == sm90::Scaling::kBlock);
-    };
-    GroupedGemmWork works[2] = {work(gate_up.weights, true), work(down.weights, false)};
-    works[0].long_activation = is_long(spec.activation.kind);
-    const std::vector<GroupedGemmConfig> configs = sm90::configs_of(operands.format, scaling);
-    const GroupedGemmConfigs chosen = best_configs(configs, works[0], works[1], num_sms);
+    const Choice choice(spec, operands, layer, input, tokens);
     std::vector<Run> runs;
-    for (const GroupedGemmConfig& config : configs) {
+    for (const GroupedGemmConfig& config : choice.configs) {
       const auto us = [&](const GroupedGemmWork& w) {
         return grouped_gemm_clocks(config, w, num_sms) / gemm_cost::kMatrixClock * 1e6;
       };
       Run run;
       run.config = config;
-      run.gate_up_predicted = us(works[0]);
-      run.down_predicted = us(works[1]);
-      time_config(spec, operands, gate_up, down, input, tokens, run);
+      run.gate_up_predicted = us(choice.gate_up);
+      run.down_predicted = us(choice.down);
+      time_config(spec, operands, layer, input, tokens, run);
       runs.push_back(run);
     }
-    for (const Run& run : runs) add(shape, operands, tokens, run, chosen);
-    compare(runs, chosen, fmt::format("{} {} T {}", shape.name, operands.name, tokens));
+    for (const Run& run : runs) add(shape, operands, tokens, run, choice.chosen);
+    compare(runs, choice.chosen, fmt::format("{} {} T {}", shape.name, operands.name, tokens));
   }
 
   /// The chosen pair of tiles beside the best one that was measured.
@@ -242,70 +413,14 @@ class Bench {
     most_ = std::max(most_, predicted / us);
   }
 
-  void time_config(const LayerSpec& spec, const Operands& operands, const Weights& gate_up,
-                   const Weights& down, const Rows& input, int64_t tokens, Run& run) const {
-    const GroupedGemmConfig& config = run.config;
-    const int num_sms = cuda::device_facts(0).num_sms;
-    const int64_t capacity = sort_capacity(tokens, spec.top_k, spec.num_experts, config.block_m);
-    const std::vector<int32_t> host_ids = random_ids(tokens, spec.top_k, spec.num_experts);
-    const DeviceBuffer ids(tokens * spec.top_k * 4), sorted(capacity * 4), weights(capacity * 4);
-    const DeviceBuffer experts(capacity * 4), valid(8), counter(16);
-    ids.copy_from_host(0, host_ids.data(), ids.bytes());
-    const SortPlan plan = plan_sort(tokens, spec.top_k, spec.num_experts, config.block_m);
-    const DeviceBuffer scratch(plan.workspace_bytes + 16);
-    const auto num_blocks = static_cast<int32_t>(capacity / config.block_m);
-    cuda::sort({.topk_ids = ids.as<const int32_t>(),
-                .tokens = {.limit = tokens},
-                .top_k = static_cast<int32_t>(spec.top_k),
-                .num_experts = static_cast<int32_t>(spec.num_experts),
-                .unit_size = config.block_m,
-                .capacity = static_cast<int32_t>(capacity),
-                .num_blocks = num_blocks,
-                .num_valid = 1,
-                .sorted_ids = sorted.as<int32_t>(),
-                .sorted_weights = weights.as<int32_t>(),
-                .sorted_expert_ids = experts.as<int32_t>(),
-                .num_valid_ids = valid.as<int32_t>()},
-               plan, scratch.data(), 0, {});
-    const Rows hidden(capacity, spec.intermediate_size, operands, operands.activations);
-    const DeviceBuffer intermediate(capacity * spec.intermediate_size * 2);
-    const DeviceBuffer output(tokens * spec.top_k * spec.expert_width() * 2);
-    sm90::GroupedGemmJob first{.sorted = {.ids = sorted.as<const int32_t>(),
-                                          .experts = experts.as<const int32_t>(),
-                                          .num_valid = valid.as<const int32_t>(),
-                                          .weights = weights.as<const float>(),
-                                          .num_blocks = num_blocks,
-                                          .block_rows = config.block_m,
-                                          .top_k = static_cast<int32_t>(spec.top_k)},
-                               .tile_counter = counter.as<uint32_t>(),
-                               .source = sm90::RowSource::kToken,
-                               .input = input.stored,
-                               .num_input_rows = tokens,
-                               .weights = gate_up.weights,
-                               .num_experts = spec.num_experts,
-                               .block_scales = gate_up.table.as<const float>(),
-                               .activation = &spec.activation,
-                               .output = intermediate.data(),
-                               .output_stride = spec.intermediate_size};
-    sm90::GroupedGemmJob second = first;
-    second.source = sm90::RowSource::kSorted;
-    second.input = hidden.stored;
-    second.num_input_rows = capacity;
-    second.weights = down.weights;
-    second.block_scales = down.table.as<const float>();
-    second.activation = nullptr;
-    second.output_per_pair = true;
-    second.output = output.data();
-    second.output_stride = spec.expert_width();
+  void time_config(const LayerSpec& spec, const Operands& operands, const Layer& layer,
+                   const Rows& input, int64_t tokens, Run& run) const {
+    const Batch batch(spec, operands, layer, input, tokens, run.config.block_m);
     const auto us = [&](const sm90::GroupedGemmJob& job) {
-      const CUtensorMap map = sm90::weight_map(job.weights, spec.num_experts, config);
-      return time_us(options_.launches, [&] {
-        cuda::check(cudaMemsetAsync(counter.data(), 0, 16), "cudaMemsetAsync");
-        sm90::grouped_gemm(job, config, map, num_sms, {});
-      });
+      return time_us(options_.launches, batch.launcher(job, run.config));
     };
-    run.gate_up_us = us(first);
-    run.down_us = us(second);
+    run.gate_up_us = us(batch.gate_up);
+    run.down_us = us(batch.down);
   }
 
   void add(const ModelShape& shape, const Operands& operands, int64_t tokens, const Run& run,
@@ -348,6 +463,48 @@ class Bench {
     std::fflush(stdout);
   }
 
+  void add_rates(const ModelShape& shape, const Operands& operands, const char* gemm,
+                 const Batch& batch, const sm90::GroupedGemmJob& job,
+                 const GroupedGemmConfig& config, double flops) {
+    const Rates us = time_rates(kBurstLaunches, batch.launcher(job, config));
+    const Rates tflops = us.tflops(flops);
+    const Rates& peak = matrix_rates(operands.matrix, us.burst * kBurstLaunches);
+    rates_.push_back({{"model", shape.name},
+                      {"operands", operands.name},
+                      {"tokens", options_.rate_tokens},
+                      {"gemm", gemm},
+                      {"block_m", config.block_m},
+                      {"block_n", config.block_n},
+                      {"burst_us", us.burst},
+                      {"burst_tflops", tflops.burst},
+                      {"burst_peak_tflops", peak.burst},
+                      {"sustained_us", us.sustained},
+                      {"sustained_tflops", tflops.sustained},
+                      {"sustained_peak_tflops", peak.sustained}});
+    fmt::print(
+        "{:16} {:34} {:17} {:3} x {:3}  burst {:7.1f} us {:5.0f} TFLOP/s of {:5.0f} ({:3.0f} %)  "
+        "sustained {:7.1f} us {:5.0f} of {:5.0f} ({:3.0f} %)\n",
+        shape.name, operands.name, gemm, config.block_m, config.block_n, us.burst, tflops.burst,
+        peak.burst, 100 * tflops.burst / peak.burst, us.sustained, tflops.sustained, peak.sustained,
+        100 * tflops.sustained / peak.sustained);
+    std::fflush(stdout);
+  }
+
+  /// Of the bare matrix units, in bursts as long as the first GEMM's of these operands.
+  const Rates& matrix_rates(sm90::MatrixOperands operands, double burst_us) {
+    const auto [at, fresh] = peaks_.try_emplace(operands);
+    if (!fresh) return at->second;
+    const DeviceBuffer sink(4);
+    double flops = 0;
+    const auto launch = [&] {
+      flops =
+          sm90::launch_matrix_rate(operands, sink.as<float>(), cuda::device_facts(0).num_sms, {});
+    };
+    const double us = time_us(1, launch);
+    return at->second =
+               time_rates(std::max(1, static_cast<int>(burst_us / us)), launch).tflops(flops);
+  }
+
   double peak_gflops(const Operands& operands) const {
     return operands.format == Format::kBf16   ? machine_.bf16_gflops
            : operands.format == Format::kInt8 ? machine_.int8_gops
@@ -356,7 +513,8 @@ class Bench {
 
   Options options_;
   MachineLimits machine_;
-  json rows_ = json::array();
+  json rows_ = json::array(), rates_ = json::array();
+  std::map<sm90::MatrixOperands, Rates> peaks_;
   double worst_ = 0, sum_ = 0, least_ = 1e9, most_ = 0;
   int count_ = 0;
   std::string worst_case_;
@@ -375,17 +533,25 @@ int main(int argc, char** argv) {
   app.add_option("--models", options.models, "built-in names (default: all)")->delimiter(',');
   app.add_option("--operands", options.operands, "only operands whose name contains this");
   app.add_option("--tokens", options.tokens)->delimiter(',')->capture_default_str();
+  app.add_option("--rate-models", options.rate_models, "timed in bursts and sustained")
+      ->delimiter(',')
+      ->capture_default_str();
+  app.add_flag("--rates-only", options.rates_only, "no tiles");
   app.add_option("--launches", options.launches, "timed together")->capture_default_str();
   app.add_option("--json", options.out, "where the record goes");
   CLI11_PARSE(app, argc, argv);
   try {
     Bench bench(options);
-    for (const std::string& model : options.models) {
-      for (const Operands& operands : kOperands) {
-        if (std::string(operands.name).find(options.operands) == std::string::npos) continue;
-        bench.run(switchyard::model_shape(model), operands);
+    const auto for_each = [&](const std::vector<std::string>& models, auto run) {
+      for (const std::string& model : models) {
+        for (const Operands& operands : kOperands) {
+          if (std::string(operands.name).find(options.operands) == std::string::npos) continue;
+          (bench.*run)(switchyard::model_shape(model), operands);
+        }
       }
-    }
+    };
+    for_each(options.rate_models, &Bench::run_rates);
+    if (!options.rates_only) for_each(options.models, &Bench::run_tiles);
     bench.print_summary();
     if (!options.out.empty()) std::ofstream(options.out) << bench.record().dump(1) << '\n';
   } catch (const std::exception& error) {
