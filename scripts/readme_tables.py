@@ -246,10 +246,27 @@ def gpu_prefill():
     return "\n".join(lines)
 
 
+def gpu_prefill_rates():
+    """The prefill GEMMs of two layers in bursts and sustained."""
+    record, origin = gpu_record("prefill.json")
+    if record is None or "rates" not in record:
+        return "No record yet: `scripts/gpu_check.sh` makes one."
+
+    def rate(row, how):
+        tflops, peak = row[f"{how}_tflops"], row[f"{how}_peak_tflops"]
+        return [f"{tflops:.0f}", f"{peak:.0f}", f"{100 * tflops / peak:.0f} %"]
+
+    lines = [[row["model"], row["operands"], row["gemm"], f"{row['block_m']} x {row['block_n']}", f"{row['burst_us']:.0f}",
+              *rate(row, "burst"), *rate(row, "sustained")] for row in record["rates"]]
+    return f"{origin} T = {record['rates'][0]['tokens']}.\n\n" + table_of(
+        ["layer", "operands", "GEMM", "tile", "us, burst", "burst", "peak", "share", "sustained", "peak", "share"], lines)
+
+
 TABLES = {
     "README.md": {"cpu-bench": cpu_bench, "cpu-ggml": cpu_ggml, "gpu-layers": gpu_layers, "gpu-steps": gpu_steps},
     "docs/measured.md": {"sort-peers": sort_peers, "gpu-routing": gpu_routing, "gpu-route-sort": gpu_route_sort,
-                         "gpu-quantisation": gpu_quantisation, "gpu-combine": gpu_combine, "gpu-shapes": gpu_shapes, "gpu-prefill": gpu_prefill, "gpu-tests": gpu_tests,
+                         "gpu-quantisation": gpu_quantisation, "gpu-combine": gpu_combine, "gpu-shapes": gpu_shapes, "gpu-prefill": gpu_prefill,
+                         "gpu-prefill-rates": gpu_prefill_rates, "gpu-tests": gpu_tests,
                          "gpu-fixtures": gpu_fixtures},
 }
 

@@ -551,8 +551,10 @@ int main(int argc, char** argv) {
       }
     };
     for_each(options.rate_models, &Bench::run_rates);
-    if (!options.rates_only) for_each(options.models, &Bench::run_tiles);
-    bench.print_summary();
+    if (!options.rates_only) {
+      for_each(options.models, &Bench::run_tiles);
+      bench.print_summary();
+    }
     if (!options.out.empty()) std::ofstream(options.out) << bench.record().dump(1) << '\n';
   } catch (const std::exception& error) {
     fmt::print(stderr, "bench_prefill: {}\n", error.what());
