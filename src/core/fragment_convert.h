@@ -100,7 +100,15 @@ SWITCHYARD_HOST_DEVICE inline void convert_bf16(uint32_t word, uint32_t first, u
   a[3] = multiply_bf16((word << 1 & 0x80008000u) | (word >> 3 & 0x01c001c0u), second);
 }
 
-/// Byte `index` of `scales` as a multiplier of convert_bf16. kMxfp4: it is the exponent field.
+/// Four E4M3 codes of one row to {lower, upper} columns: a bf16 whose bits 15 and 10..4 are a code
+/// is its value times 2^-120, subnormal or not.
+SWITCHYARD_HOST_DEVICE inline void convert_e4m3_bf16(uint32_t word, uint32_t multiplier,
+                                                     uint32_t& lower, uint32_t& upper) {
+  lower = multiply_bf16(word & 0x87f087f0u, multiplier);
+  upper = multiply_bf16((word << 4 & 0x80f080f0u) | (word >> 4 & 0x07000700u), multiplier);
+}
+
+/// Byte `index` of `scales` as a multiplier of these two. MX: it is the exponent field.
 SWITCHYARD_HOST_DEVICE inline uint32_t mx_multiplier(uint32_t scales, int index) {
   return choose_bytes(scales, 0, 0x4040u + static_cast<uint32_t>(index) * 0x0101u) << 7;
 }

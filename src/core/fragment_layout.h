@@ -1,16 +1,17 @@
 #pragma once
-// Packed order of 4-bit weights for Hopper's tensor cores: each thread of a warpgroup loads its own
-// registers of the wgmma operand A, converted on the way, and a stage of the pipeline is one
-// contiguous piece of memory.
+// Packed order of 4-bit and MXFP8 weights for Hopper's tensor cores: each thread of a warpgroup
+// loads its own registers of the wgmma operand A, converted on the way, and a stage of the pipeline
+// is one contiguous piece of memory.
 //
 //   expert | row block 0 (64 rows): block k 0..63, block k 64..127, ... | row block 1 | ...
 //   block  | 128 threads x 16 bytes of codes | 32 row pairs x scales |       64 rows x 64 columns
+//          (kMxfp8: the codes of k-steps 0, 1, then those of 2, 3)
 //
 //   thread 32 w + 4 g + q holds of rows 16 w + 2 g ("first") and 16 w + 2 g + 1 ("second"):
 //     kFp8   word 2 j + h  k-step j of 32 columns, row h of the pair; columns 4 q.. 4 q + 3 and
 //                          16 + 4 q .. of the step
 //     kBf16  word j        k-step j of 16 columns, both rows; columns 2 q, 2 q + 1 and
-//                          8 + 2 q, 8 + 2 q + 1 of the step
+//                          8 + 2 q, 8 + 2 q + 1 of the step; kMxfp8: word 2 j + h, row h
 //   pair 8 w + g          [row of the pair][scales of the block's columns]: one 4- or 8-byte load
 //
 // wgmma wants rows g and g + 8 of 16 in one thread. They are neighbours here (fragment_row), so
@@ -33,7 +34,11 @@ namespace switchyard {
 inline constexpr int kFragmentRows = 64;
 inline constexpr int kFragmentCols = 64;
 inline constexpr int kFragmentThreads = 128;
-inline constexpr int kFragmentCodeBytes = kFragmentRows * kFragmentCols / 2;
+/// Codes of a block.
+SWITCHYARD_HOST_DEVICE constexpr int fragment_code_bytes(Format format) {
+  return kFragmentRows * kFragmentCols * element_bits(format) / 8;
+}
+inline constexpr int kFragmentCodeBytes = fragment_code_bytes(Format::kMxfp4);  ///< of four bits
 
 /// The tensor-core loop that the words are ordered for.
 enum class FragmentOrder : int32_t { kRowMajor, kFp8, kBf16 };
@@ -72,7 +77,7 @@ SWITCHYARD_HOST_DEVICE constexpr FragmentLayout fragment_layout(FragmentOrder or
   layout.scale_cols = static_cast<int32_t>(group < kFragmentCols ? group : kFragmentCols);
   layout.scale_bytes = format == Format::kInt4 ? 2 : 1;
   layout.block_bytes =
-      kFragmentCodeBytes + kFragmentRows * layout.scales_per_row() * layout.scale_bytes;
+      fragment_code_bytes(format) + kFragmentRows * layout.scales_per_row() * layout.scale_bytes;
   layout.row_blocks = static_cast<int32_t>(ceil_div<int64_t>(rows, kFragmentRows));
   layout.col_blocks = static_cast<int32_t>(ceil_div<int64_t>(cols, kFragmentCols));
   return layout;
@@ -90,15 +95,29 @@ SWITCHYARD_HOST_DEVICE constexpr int64_t fragment_block(const FragmentLayout& la
 }
 
 /// A code in its block: a 32-bit word, the bit its low three bits begin at, the bit of its top one.
+/// Eight bits: of the low four, the top one, the three in the middle.
 struct CodePlace {
   int word;
   int low;
   int top;
+  int middle = 0;  ///< 0: four bits
 };
+
+/// code_place() of kMxfp8.
+SWITCHYARD_HOST_DEVICE constexpr CodePlace byte_place(int row, int col) {
+  const int step = col / 16, k = col % 16, i = k % 2;
+  const int thread = row / 2 * 4 + k % 8 / 2;
+  const int word = step / 2 * kFragmentThreads * 4 + thread * 4 + step % 2 * 2 + row % 2;
+  // Columns of the lower half are where a bf16 has sign, exponent and fraction; those of the upper
+  // half fill the gaps so that two shifts bring them there.
+  if (k < 8) return {word, 16 * i + 4, 16 * i + 15, 16 * i + 8};
+  return {word, 16 * i, 16 * i + 11, 16 * i + 12};
+}
 
 /// row and col within the block. Columns 4 n .. 4 n + 3 (kFp8) or 2 n, 2 n + 1 share a word.
 SWITCHYARD_HOST_DEVICE constexpr CodePlace code_place(FragmentOrder order, Format format, int row,
                                                       int col) {
+  if (format == Format::kMxfp8) return byte_place(row, col);
   const int pair = row / 2;  // 8 w + g
   const int second = row % 2;
   if (order == FragmentOrder::kFp8) {
@@ -121,38 +140,50 @@ SWITCHYARD_HOST_DEVICE constexpr int code_run(FragmentOrder order) {
 }
 
 SWITCHYARD_HOST_DEVICE constexpr uint32_t code_of(uint32_t word, const CodePlace& place) {
+  if (place.middle != 0) {
+    return (word >> place.low & 15u) | (word >> place.middle & 7u) << 4 |
+           (word >> place.top & 1u) << 7;
+  }
   return (word >> place.low & 7u) | (word >> place.top & 1u) << 3;
 }
 SWITCHYARD_HOST_DEVICE constexpr uint32_t placed_code(uint32_t code, const CodePlace& place) {
+  if (place.middle != 0) {
+    return (code & 15u) << place.low | (code >> 4 & 7u) << place.middle |
+           (code >> 7 & 1u) << place.top;
+  }
   return (code & 7u) << place.low | (code >> 3 & 1u) << place.top;
 }
 
 /// Byte of the block that holds the scale of (row, col).
 SWITCHYARD_HOST_DEVICE constexpr int scale_place(const FragmentLayout& layout, int row, int col) {
-  return kFragmentCodeBytes +
+  return fragment_code_bytes(layout.format) +
          (row * layout.scales_per_row() + col / layout.scale_cols) * layout.scale_bytes;
 }
 
 // ---- scale bytes
 
 /// Largest number of steps down for which every product's operand is exact: E2M1 times 2^-8 .. 2^6
-/// is exactly an E4M3 number; a bf16 stays normal.
+/// is exactly an E4M3 number; a bf16 stays normal (E4M3's least is 2^-9: 2^-122).
 SWITCHYARD_HOST_DEVICE constexpr int max_steps_down(FragmentOrder order) {
   return order == FragmentOrder::kFp8 ? 14 : 120;
 }
 
-/// kMxfp4: byte of a block that is `down` powers of two below the largest of its row. kFp8: eight
+/// MX: byte of a block that is `down` powers of two below the largest of its row. kFp8: eight
 /// times an index into the conversion table; kBf16: exponent field of a bf16 multiplier.
 SWITCHYARD_HOST_DEVICE constexpr uint8_t mx_scale_byte(FragmentOrder order, int down) {
   return static_cast<uint8_t>(order == FragmentOrder::kFp8 ? 8 * (14 - down) : 254 - down);
 }
-/// The power of two that the converters multiply codes with.
-SWITCHYARD_HOST_DEVICE constexpr int mx_scale_exponent(FragmentOrder order, uint8_t byte) {
-  return order == FragmentOrder::kFp8 ? byte / 8 - 8 : byte - 253;
+/// The power of two that the converters multiply codes with. A bf16 with an E2M1 or E4M3 code in
+/// its fields is 2^-126 or 2^-120 times the number.
+SWITCHYARD_HOST_DEVICE constexpr int mx_scale_exponent(FragmentOrder order, Format format,
+                                                       uint8_t byte) {
+  if (order == FragmentOrder::kFp8) return byte / 8 - 8;
+  return byte - (format == Format::kMxfp8 ? 247 : 253);
 }
 /// Power of two of a row whose largest E8M0 byte is `largest`: value = code * 2^block * 2^row.
-SWITCHYARD_HOST_DEVICE constexpr int mx_row_exponent(FragmentOrder order, uint8_t largest) {
-  return largest - 127 - mx_scale_exponent(order, mx_scale_byte(order, 0));
+SWITCHYARD_HOST_DEVICE constexpr int mx_row_exponent(FragmentOrder order, Format format,
+                                                     uint8_t largest) {
+  return largest - 127 - mx_scale_exponent(order, format, mx_scale_byte(order, 0));
 }
 
 /// kNvfp4: the magnitude of an E4M3 scale as [5 bits exponent + 9][3 bits mantissa], subnormals
@@ -185,7 +216,7 @@ SWITCHYARD_HOST_DEVICE constexpr float fragment_scale(const FragmentLayout& layo
   if (layout.format == Format::kInt4) return bf16_to_f32(static_cast<uint16_t>(scale)) * row_scale;
   if (layout.format == Format::kNvfp4) return nvfp4_scale(byte) * (row_scale / kNvfp4RowScale);
   if (row_scale < 0.0f) return e8m0_to_f32(byte) * -row_scale;
-  return power_of_two(mx_scale_exponent(layout.order, byte)) * row_scale;
+  return power_of_two(mx_scale_exponent(layout.order, layout.format, byte)) * row_scale;
 }
 
 }  // namespace switchyard

@@ -60,7 +60,8 @@ __device__ inline StoredVector load_weights(const WeightRows& w, int64_t expert,
   for (int j = 0; j < kVector; ++j) {
     const CodePlace place = code_place(w.fragments.order, w.rows.format, row % kFragmentRows,
                                        (col + j) % kFragmentCols);
-    raw.words[0] |= code_of(block[place.word], place) << (4 * j);
+    const int bit = element_bits(w.rows.format) * j;
+    raw.words[bit / 32] |= code_of(block[place.word], place) << (bit % 32);
   }
   return raw;
 }

@@ -1,5 +1,5 @@
 #pragma once
-// 4-bit weights from rows of nibbles to fragment order, on the GPU.
+// 4-bit and MXFP8 weights from rows to fragment order, on the GPU.
 
 #include <cuda_runtime_api.h>
 
@@ -15,7 +15,7 @@ struct ScaleSpread {
   static constexpr int kBins = 16;
   uint32_t rows[kBins];  ///< rows with a spread of 0, 1, ...; the last: of 15 or more
   uint32_t wide;         ///< rows that spread too far for their order's converter
-  uint32_t not_numbers;  ///< scales that are NaN
+  uint32_t not_numbers;  ///< groups whose scale or some E4M3 code is NaN
 
   /// Whether some row spreads over more than `steps`.
   bool deeper_than(int steps) const {

@@ -96,7 +96,8 @@ bool has_fragment_order(const WeightMatrix& example) {
   const ScaleBlock block = example.scale_block;
   if (block.rows != 1 || example.scales.empty()) return false;
   switch (example.format) {
-    case Format::kMxfp4: return kept_scales(example) == ScaleKind::kE8m0 && block.cols == 32;
+    case Format::kMxfp4:
+    case Format::kMxfp8: return kept_scales(example) == ScaleKind::kE8m0 && block.cols == 32;
     case Format::kNvfp4: return kept_scales(example) == ScaleKind::kE4m3 && block.cols == 16;
     case Format::kInt4:
       return example.scales.type == DataType::kBf16 && example.zero_points.empty() &&
@@ -111,7 +112,7 @@ FragmentOrder fragment_order(ActivationFormat activations, const WeightMatrix& u
                              const WeightMatrix& down, int device) {
   if (device_facts(device).capability != 90) return FragmentOrder::kRowMajor;
   if (!has_fragment_order(up) || !has_fragment_order(down)) return FragmentOrder::kRowMajor;
-  if (up.format != Format::kMxfp4) {  // INT4, NVFP4: only bf16 keeps their scales exact
+  if (up.format != Format::kMxfp4) {  // only bf16 keeps their scales exact
     const bool plain = activations == ActivationFormat::kNone;
     return plain ? FragmentOrder::kBf16 : FragmentOrder::kRowMajor;
   }
@@ -289,9 +290,10 @@ void PackedMatrices::finish(const char* name) {
         "cudaMemcpy");
   staged_rows_ = {}, staged_scales_ = {}, device_spread_ = {};
   if (spread_.not_numbers == 0) return;
-  throw Error(ErrorCode::kInvalidArgument,
-              fmt::format("{} has {} scales that are not a number; weights must be finite", name,
-                          spread_.not_numbers));
+  throw Error(
+      ErrorCode::kInvalidArgument,
+      fmt::format("{} has {} scales or values that are not a number; weights must be finite", name,
+                  spread_.not_numbers));
 }
 
 std::string to_string(const ScaleSpread& spread) {

@@ -1,5 +1,5 @@
-// 4-bit weights in fragment order: every code and scale has its own place, the places are the
-// registers wgmma wants, and the converters are exact for every code and every scale.
+// 4-bit and MXFP8 weights in fragment order: every code and scale has its own place, the places are
+// the registers wgmma wants, and the converters are exact for every code and every scale.
 
 #include <gtest/gtest.h>
 
@@ -22,8 +22,15 @@ struct Kind {
 constexpr Kind kKinds[] = {
     {FragmentOrder::kFp8, Format::kMxfp4, 32},  {FragmentOrder::kBf16, Format::kMxfp4, 32},
     {FragmentOrder::kBf16, Format::kNvfp4, 16}, {FragmentOrder::kBf16, Format::kInt4, 32},
-    {FragmentOrder::kBf16, Format::kInt4, 128},
+    {FragmentOrder::kBf16, Format::kInt4, 128}, {FragmentOrder::kBf16, Format::kMxfp8, 32},
 };
+
+/// Every bit of a code, from the lowest on.
+std::vector<int> bits_of(const CodePlace& at) {
+  if (at.middle == 0) return {at.low, at.low + 1, at.low + 2, at.top};
+  return {at.low,    at.low + 1,    at.low + 2,    at.low + 3,
+          at.middle, at.middle + 1, at.middle + 2, at.top};
+}
 
 TEST(FragmentLayout, PlacesAreDisjointAndFillTheBlock) {
   for (const Kind& kind : kKinds) {
@@ -32,7 +39,9 @@ TEST(FragmentLayout, PlacesAreDisjointAndFillTheBlock) {
     for (int row = 0; row < kFragmentRows; ++row) {
       for (int col = 0; col < kFragmentCols; ++col) {
         const CodePlace at = code_place(kind.order, kind.format, row, col);
-        for (const int bit : {at.low, at.low + 1, at.low + 2, at.top}) {
+        const std::vector<int> own = bits_of(at);
+        ASSERT_EQ(static_cast<int>(own.size()), element_bits(kind.format));
+        for (const int bit : own) {
           ASSERT_TRUE(bits.insert(at.word * 32 + bit).second);
         }
         const CodePlace first = code_place(kind.order, kind.format, row,
@@ -43,12 +52,13 @@ TEST(FragmentLayout, PlacesAreDisjointAndFillTheBlock) {
         ASSERT_EQ(scale == scale_place(layout, row, col - col % layout.scale_cols), true);
       }
     }
+    const int code_bytes = fragment_code_bytes(kind.format);
     EXPECT_EQ(*bits.begin(), 0);
-    EXPECT_EQ(*bits.rbegin(), kFragmentCodeBytes * 8 - 1);
-    EXPECT_EQ(static_cast<int>(bits.size()), kFragmentCodeBytes * 8);
-    EXPECT_EQ(*scale_bytes.begin(), kFragmentCodeBytes);
+    EXPECT_EQ(*bits.rbegin(), code_bytes * 8 - 1);
+    EXPECT_EQ(static_cast<int>(bits.size()), code_bytes * 8);
+    EXPECT_EQ(*scale_bytes.begin(), code_bytes);
     EXPECT_EQ(*scale_bytes.rbegin(), layout.block_bytes - 1);
-    EXPECT_EQ(static_cast<int>(scale_bytes.size()), layout.block_bytes - kFragmentCodeBytes);
+    EXPECT_EQ(static_cast<int>(scale_bytes.size()), layout.block_bytes - code_bytes);
     EXPECT_EQ(layout.block_bytes % 16, 0) << "the copy engine's granule";
   }
 }
@@ -73,13 +83,16 @@ TEST(FragmentLayout, BlocksOfARowBlockFollowEachOtherAndPaddingIsWholeBlocks) {
   EXPECT_EQ(fragment_layout(FragmentOrder::kBf16, Format::kNvfp4, 16, 64, 64).block_bytes, 2304);
   EXPECT_EQ(fragment_layout(FragmentOrder::kBf16, Format::kInt4, 32, 64, 64).block_bytes, 2304);
   EXPECT_EQ(fragment_layout(FragmentOrder::kBf16, Format::kInt4, 128, 64, 64).block_bytes, 2176);
+  EXPECT_EQ(fragment_layout(FragmentOrder::kBf16, Format::kMxfp8, 32, 64, 64).block_bytes, 4224);
 }
 
 /// Random codes of a block, and the words that hold them.
 struct Block {
   Block(FragmentOrder order, Format format, std::mt19937& random)
-      : words(kFragmentCodeBytes / 4), codes(kFragmentRows * kFragmentCols) {
-    for (uint8_t& code : codes) code = static_cast<uint8_t>(random() & 15);
+      : words(static_cast<size_t>(fragment_code_bytes(format) / 4)),
+        codes(kFragmentRows * kFragmentCols) {
+    const uint32_t mask = (1u << element_bits(format)) - 1;
+    for (uint8_t& code : codes) code = static_cast<uint8_t>(random() & mask);
     for (int row = 0; row < kFragmentRows; ++row) {
       for (int col = 0; col < kFragmentCols; ++col) {
         const CodePlace at = code_place(order, format, row, col);
@@ -163,19 +176,45 @@ TEST(FragmentConvert, ThreadsGetTheirOwnBf16Registers) {
   }
 }
 
+TEST(FragmentConvert, ThreadsGetTheirOwnBf16RegistersOfE4m3) {
+  std::mt19937 random(4);
+  const Block block(FragmentOrder::kBf16, Format::kMxfp8, random);
+  const uint32_t one = mx_multiplier(247, 0);  // 2^120
+  for (int thread = 0; thread < kFragmentThreads; ++thread) {
+    const int w = thread / 32, g = thread % 32 / 4, q = thread % 4;
+    for (int step = 0; step < 4; ++step) {
+      uint32_t a[4];
+      for (int h = 0; h < 2; ++h) {
+        const int word = step / 2 * kFragmentThreads * 4 + thread * 4 + step % 2 * 2 + h;
+        convert_e4m3_bf16(block.words[static_cast<size_t>(word)], one, a[h], a[2 + h]);
+      }
+      for (int r = 0; r < 4; ++r) {
+        const int row = Block::packed_row(16 * w + g + 8 * (r % 2));
+        for (int i = 0; i < 2; ++i) {
+          const uint8_t code = block.code(row, step * 16 + r / 2 * 8 + q * 2 + i);
+          if ((code & 0x7f) == 0x7f) continue;  // NaN: refused when packed
+          ASSERT_EQ(f32_bits(bf16_to_f32(static_cast<uint16_t>(a[r] >> (16 * i)))),
+                    f32_bits(fp8_e4m3_to_f32(code)));
+        }
+      }
+    }
+  }
+}
+
 /// Every code in every place of a word.
 template <class Check>
 void for_each_code(FragmentOrder order, Format format, Check check) {
-  for (int place = 0; place < 8; ++place) {
-    // Row pair 0, thread 0: the eight places of its word 0.
-    const bool fp8 = order == FragmentOrder::kFp8;
-    const int row = fp8 ? 0 : place / 2 % 2;
-    const int col = fp8 ? place % 4 + place / 4 * 16 : place % 2 + place / 4 * 8;
+  const int bits = element_bits(format);
+  for (int place = 0; place < 32 / bits; ++place) {
+    // Row pair 0, thread 0: the places of its word 0.
+    const bool fp8 = order == FragmentOrder::kFp8, one_row = fp8 || bits == 8;
+    const int row = one_row ? 0 : place / 2 % 2;
+    const int col = fp8 ? place % 4 + place / 4 * 16 : place % 2 + place * bits / 16 * 8;
     const CodePlace at = code_place(order, format, row, col);
     ASSERT_EQ(at.word, 0);
-    for (uint32_t code = 0; code < 16; ++code) {
+    for (uint32_t code = 0; code < 1u << bits; ++code) {
       for (const uint32_t others : {0u, ~0u}) {
-        const uint32_t mine = placed_code(15, at);
+        const uint32_t mine = placed_code((1u << bits) - 1, at);
         check(placed_code(code, at) | (others & ~mine), place, static_cast<uint8_t>(code));
       }
     }
@@ -185,7 +224,7 @@ void for_each_code(FragmentOrder order, Format format, Check check) {
 TEST(FragmentConvert, Fp8IsExactForEveryCodeAndStep) {
   for (int down = 0; down <= max_steps_down(FragmentOrder::kFp8); ++down) {
     const uint8_t byte = mx_scale_byte(FragmentOrder::kFp8, down);
-    const int exponent = mx_scale_exponent(FragmentOrder::kFp8, byte);
+    const int exponent = mx_scale_exponent(FragmentOrder::kFp8, Format::kMxfp4, byte);
     EXPECT_EQ(exponent, 6 - down);
     const Fp8Table table = kFp8Tables[byte / 8];
     for_each_code(FragmentOrder::kFp8, Format::kMxfp4, [&](uint32_t word, int place, uint8_t code) {
@@ -211,7 +250,7 @@ TEST(FragmentConvert, AddingGivesTheSameTables) {
 TEST(FragmentConvert, Bf16IsExactForEveryCodeAndStep) {
   for (int down = 0; down <= max_steps_down(FragmentOrder::kBf16); ++down) {
     const uint8_t byte = mx_scale_byte(FragmentOrder::kBf16, down);
-    const int exponent = mx_scale_exponent(FragmentOrder::kBf16, byte);
+    const int exponent = mx_scale_exponent(FragmentOrder::kBf16, Format::kMxfp4, byte);
     EXPECT_EQ(exponent, 1 - down);
     for_each_code(FragmentOrder::kBf16, Format::kMxfp4,
                   [&](uint32_t word, int place, uint8_t code) {
@@ -221,6 +260,24 @@ TEST(FragmentConvert, Bf16IsExactForEveryCodeAndStep) {
                     const auto got = static_cast<uint16_t>(a[place / 2] >> (place % 2 * 16));
                     const float want = std::ldexp(fp4_e2m1_to_f32(code), exponent);
                     ASSERT_EQ(f32_bits(bf16_to_f32(got)), f32_bits(want));
+                  });
+  }
+}
+
+TEST(FragmentConvert, Mxfp8IsExactForEveryCodeAndStep) {
+  for (int down = 0; down <= max_steps_down(FragmentOrder::kBf16); ++down) {
+    const uint8_t byte = mx_scale_byte(FragmentOrder::kBf16, down);
+    const int exponent = mx_scale_exponent(FragmentOrder::kBf16, Format::kMxfp8, byte);
+    EXPECT_EQ(exponent, 7 - down);
+    for_each_code(FragmentOrder::kBf16, Format::kMxfp8,
+                  [&](uint32_t word, int place, uint8_t code) {
+                    if ((code & 0x7f) == 0x7f) return;  // NaN: refused when packed
+                    uint32_t a[2];
+                    convert_e4m3_bf16(word, mx_multiplier(uint32_t{byte} << 24, 3), a[0], a[1]);
+                    const auto got = static_cast<uint16_t>(a[place / 2] >> (place % 2 * 16));
+                    const float want = std::ldexp(fp8_e4m3_to_f32(code), exponent);
+                    ASSERT_EQ(f32_bits(bf16_to_f32(got)), f32_bits(want))
+                        << "code " << int{code} << " times 2^" << exponent;
                   });
   }
 }
@@ -253,10 +310,13 @@ TEST(FragmentConvert, Int4IsExactForEveryCode) {
 
 TEST(FragmentConvert, EveryScaleOfEveryRowIsKept) {
   // All 255 E8M0 bytes, in rows whose largest is any byte that is not too far above.
-  for (const FragmentOrder order : {FragmentOrder::kFp8, FragmentOrder::kBf16}) {
-    const FragmentLayout layout = fragment_layout(order, Format::kMxfp4, 32, 64, 64);
+  for (const auto& [order, format] : {std::pair{FragmentOrder::kFp8, Format::kMxfp4},
+                                      {FragmentOrder::kBf16, Format::kMxfp4},
+                                      {FragmentOrder::kBf16, Format::kMxfp8}}) {
+    const FragmentLayout layout = fragment_layout(order, format, 32, 64, 64);
     for (int largest = 0; largest < 255; ++largest) {
-      const float row_scale = power_of_two(mx_row_exponent(order, static_cast<uint8_t>(largest)));
+      const float row_scale =
+          power_of_two(mx_row_exponent(order, format, static_cast<uint8_t>(largest)));
       for (int down = 0; down <= std::min(largest, max_steps_down(order)); ++down) {
         const auto e8m0 = static_cast<uint8_t>(largest - down);
         ASSERT_EQ(fragment_scale(layout, mx_scale_byte(order, down), row_scale), e8m0_to_f32(e8m0));

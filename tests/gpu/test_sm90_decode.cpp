@@ -68,6 +68,7 @@ std::vector<Recipe> recipes() {
           {Format::kInt8, ActivationFormat::kInt8PerSlot, {1, 0}},
           {Format::kMxfp4, ActivationFormat::kNone, {1, 32}},
           {Format::kMxfp4, ActivationFormat::kFp8PerToken, {1, 32}},
+          {Format::kMxfp8, ActivationFormat::kNone, {1, 32}},
           {Format::kNvfp4, ActivationFormat::kNone, {1, 16}},
           {Format::kInt4, ActivationFormat::kNone, {1, 32}},
           {Format::kInt4, ActivationFormat::kNone, {1, 128}}};
@@ -88,7 +89,9 @@ test::WeightsOptions options_of(const Recipe& r, bool biases = false) {
   return options;
 }
 
-bool has_four_bits(const Recipe& r) { return element_bits(r.format) == 4; }
+bool in_fragments(const Recipe& r) {
+  return element_bits(r.format) == 4 || r.format == Format::kMxfp8;
+}
 
 /// How the tokens choose.
 enum class Routing { kUniform, kAllTheSame, kOneHot, kSomeSkipped, kAllSkipped, kNone };
@@ -362,12 +365,12 @@ TEST(Sm90Decode, ModelSizes) {
   }
 }
 
-TEST(Sm90Decode, Fp4ModelSizesAgainstTheGenericKernels) {
+TEST(Sm90Decode, FragmentsAtModelSizesAgainstTheGenericKernels) {
   struct Shape {
     int64_t experts, top_k, hidden, inner;
   };
   for (const Recipe& recipe : recipes()) {
-    if (!has_four_bits(recipe)) continue;
+    if (!in_fragments(recipe)) continue;
     for (const Shape& s : {Shape{2, 2, 2880, 1440}, {3, 2, 7168, 256}, {4, 2, 2048, 768}}) {
       LayerSpec spec = spec_of(recipe, s.experts, s.top_k, s.hidden, s.inner);
       spec.activation.kind = Activation::kSwiGluOai;
@@ -402,9 +405,9 @@ void spread_scales(const test::RandomWeights& weights, int64_t num_experts, int 
   }
 }
 
-TEST(Sm90Decode, Fp4ScalesFarApart) {
+TEST(Sm90Decode, ScalesFarApart) {
   for (const Recipe& recipe : recipes()) {
-    if (recipe.format != Format::kMxfp4) continue;
+    if (recipe.format != Format::kMxfp4 && recipe.format != Format::kMxfp8) continue;
     const bool bf16 = recipe.activations == ActivationFormat::kNone;
     const LayerSpec spec = spec_of(recipe, 5, 2, 448, 192);
     test::RandomWeights weights(spec, options_of(recipe));
@@ -461,7 +464,7 @@ TEST(Sm90Decode, SaysWhatItCannotDo) {
        {std::tuple{Format::kBf16, ActivationFormat::kFp8PerToken, 256},
         {Format::kF32, ActivationFormat::kNone, 256},
         {Format::kBf16, ActivationFormat::kNone, 264},
-        {Format::kMxfp8, ActivationFormat::kNone, 256}}) {
+        {Format::kMxfp8, ActivationFormat::kInt8PerToken, 256}}) {
     LayerSpec spec = with_format(
         {.num_experts = 2, .top_k = 1, .hidden_size = hidden, .intermediate_size = 64}, format);
     spec.activation_format = activations;

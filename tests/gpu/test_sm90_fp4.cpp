@@ -1,5 +1,5 @@
-// 4-bit weights on Hopper: what the GPU packs is what the checkpoint stores, bit for bit, whatever
-// the scales; and the kernels that read it agree with the reference.
+// 4-bit and MXFP8 weights on Hopper: what the GPU packs is what the checkpoint stores, bit for bit,
+// whatever the scales; and the kernels that read it agree with the reference.
 
 #include <gtest/gtest.h>
 
@@ -17,7 +17,7 @@ namespace {
 
 using cuda::PackedMatrices;
 
-/// A stored 4-bit matrix of random bits.
+/// A stored matrix of random bits.
 struct Stored {
   std::vector<uint8_t> values, scales;
   WeightMatrix matrix;
@@ -28,16 +28,20 @@ struct StoredOptions {
   int64_t group = 32;
   int64_t rows = 64;
   int64_t cols = 64;
-  int max_spread = 14;  ///< kMxfp4
+  int max_spread = 14;  ///< MX
 };
 
 Stored random_stored(std::mt19937& random, const StoredOptions& o) {
   Stored s;
-  const int64_t row_bytes = (o.cols + 1) / 2;
+  const bool eight = o.format == Format::kMxfp8;
+  const int64_t row_bytes = eight ? o.cols : (o.cols + 1) / 2;
   const int64_t groups = (o.cols + o.group - 1) / o.group;
   const bool int4 = o.format == Format::kInt4;
   s.values.resize(static_cast<size_t>(o.rows * row_bytes));
-  for (uint8_t& byte : s.values) byte = static_cast<uint8_t>(random());
+  for (uint8_t& byte : s.values) {
+    byte = static_cast<uint8_t>(random());
+    if (eight && (byte & 0x7f) == 0x7f) byte ^= 1;  // NaN
+  }
   s.scales.resize(static_cast<size_t>(o.rows * groups * (int4 ? 2 : 1)));
   for (int64_t r = 0; r < o.rows; ++r) {
     const auto base = static_cast<int>(random() % 240);
@@ -53,13 +57,14 @@ Stored random_stored(std::mt19937& random, const StoredOptions& o) {
         s.scales[at] = static_cast<uint8_t>(std::min(base + spread, 254));
       }
       if (random() % 7 != 0 || o.group > 32) continue;  // a block of zeros, some of them negative
-      for (int64_t c = g * o.group; c < std::min((g + 1) * o.group, o.cols); c += 2) {
-        s.values[static_cast<size_t>(r * row_bytes + c / 2)] &= 0x88;
+      for (int64_t c = g * o.group; c < std::min((g + 1) * o.group, o.cols); c += eight ? 1 : 2) {
+        s.values[static_cast<size_t>(r * row_bytes + (eight ? c : c / 2))] &= eight ? 0x80 : 0x88;
       }
     }
   }
   s.matrix = {.format = o.format, .rows = o.rows, .cols = o.cols};
-  s.matrix.values = TensorView::contiguous(s.values.data(), DataType::kU8, {o.rows, row_bytes});
+  s.matrix.values = TensorView::contiguous(
+      s.values.data(), eight ? DataType::kF8E4m3 : DataType::kU8, {o.rows, row_bytes});
   s.matrix.scales = TensorView::contiguous(s.scales.data(),
                                            int4                         ? DataType::kBf16
                                            : o.format == Format::kNvfp4 ? DataType::kF8E4m3
@@ -100,8 +105,9 @@ void expect_same_values(const PackedMatrices& packed, int64_t expert,
       const CodePlace place = code_place(layout.order, layout.format, static_cast<int>(r % 64),
                                          static_cast<int>(c % 64));
       const auto code = static_cast<uint8_t>(code_of(word_at(block + place.word * 4), place));
-      const float value =
-          layout.format == Format::kInt4 ? int4_to_f32(code) : fp4_e2m1_to_f32(code);
+      const float value = layout.format == Format::kInt4    ? int4_to_f32(code)
+                          : layout.format == Format::kMxfp8 ? fp8_e4m3_to_f32(code)
+                                                            : fp4_e2m1_to_f32(code);
       if (!inside || c >= rows.num_cols) {
         ASSERT_EQ(value, 0.0f) << "padding at row " << r << ", column " << c;
         continue;
@@ -127,7 +133,7 @@ struct PackCase {
 constexpr PackCase kPackCases[] = {
     {FragmentOrder::kFp8, Format::kMxfp4, 32},  {FragmentOrder::kBf16, Format::kMxfp4, 32},
     {FragmentOrder::kBf16, Format::kNvfp4, 16}, {FragmentOrder::kBf16, Format::kInt4, 32},
-    {FragmentOrder::kBf16, Format::kInt4, 128},
+    {FragmentOrder::kBf16, Format::kInt4, 128}, {FragmentOrder::kBf16, Format::kMxfp8, 32},
 };
 
 TEST(GpuFragments, PackingKeepsEveryValue) {
@@ -199,6 +205,15 @@ TEST(GpuFragments, WideRowsAreCountedAndKept) {
   }
 }
 
+TEST(GpuFragments, ValuesThatAreNotNumbersAreRefused) {
+  std::mt19937 random(4);
+  Stored stored = random_stored(random, {.format = Format::kMxfp8, .cols = 72});
+  stored.values[71] = 0xff;
+  PackedMatrices packed(stored.matrix, 1, false, 1, FragmentOrder::kBf16);
+  packed.pack(0, {stored.matrix}, {TensorView{}});
+  EXPECT_THROW(packed.finish("test"), Error);
+}
+
 TEST(GpuFragments, SpreadIsToldInBinsOfFourBinades) {
   cuda::ScaleSpread spread{};
   EXPECT_EQ(to_string(spread), "");
@@ -222,8 +237,9 @@ TEST(GpuFragments, ScalesThatAreNotNumbersAreRefused) {
       packed.finish("experts' down");
       FAIL() << "accepted a NaN scale";
     } catch (const Error& error) {
-      EXPECT_STREQ(error.what(),
-                   "experts' down has 1 scales that are not a number; weights must be finite");
+      EXPECT_STREQ(
+          error.what(),
+          "experts' down has 1 scales or values that are not a number; weights must be finite");
     }
   }
 }

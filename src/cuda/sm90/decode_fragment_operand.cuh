@@ -1,6 +1,6 @@
 #pragma once
-// 4-bit weights in fragment order: a step is one bulk copy of consecutive blocks; operand A comes
-// from registers.
+// 4-bit and MXFP8 weights in fragment order: a step is one bulk copy of consecutive blocks; operand
+// A comes from registers.
 
 #include <type_traits>
 
@@ -179,7 +179,8 @@ struct DecodeFragments {
 template <class FragmentOperand>
 void launch_decode_fragments(const DecodeFragmentArgs& weights, DecodeArgs args, int num_ctas,
                              Stream stream) {
-  constexpr int kLong = kDecodeChunkFragments, kShort = kDecodeChunkFragments / 2;
+  constexpr int kLong = kDecodeChunkFragments * kFragmentCodeBytes / FragmentOperand::kCodeBytes;
+  constexpr int kShort = kLong / 2;
   const bool few = args.unit_size <= 8 && weights.col_blocks > kShort;
   args.steps = decode_fragment_steps(weights.col_blocks, few ? kLong : kShort);
   few ? launch_decode_tile<DecodeFragments<FragmentOperand, kLong>, 8>(weights, args, num_ctas,

@@ -21,6 +21,7 @@ void decode_fragments(FragmentOrder order, const DecodeFragmentArgs& weights,
   switch (weights.format) {
     case Format::kInt4: return launch(weights.scale_cols == 32 ? decode_int4_g32 : decode_int4_g64);
     case Format::kNvfp4: return launch(decode_nvfp4_bf16);
+    case Format::kMxfp8: return launch(decode_mxfp8_bf16);
     default: return launch(decode_mxfp4_bf16);
   }
 }

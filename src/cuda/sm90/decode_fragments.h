@@ -1,5 +1,5 @@
 #pragma once
-// Decode GEMMs over 4-bit weights in fragment order.
+// Decode GEMMs over 4-bit and MXFP8 weights in fragment order.
 
 #include "cuda/pack_weights.h"
 #include "cuda/sm90/decode_args.h"
@@ -33,6 +33,8 @@ void decode_mxfp4_bf16(const DecodeFragmentArgs& weights, const DecodeArgs& args
                        Stream stream);
 void decode_mxfp4_fp8(const DecodeFragmentArgs& weights, const DecodeArgs& args, int num_ctas,
                       Stream stream);
+void decode_mxfp8_bf16(const DecodeFragmentArgs& weights, const DecodeArgs& args, int num_ctas,
+                       Stream stream);
 void decode_nvfp4_bf16(const DecodeFragmentArgs& weights, const DecodeArgs& args, int num_ctas,
                        Stream stream);
 void decode_int4_g32(const DecodeFragmentArgs& weights, const DecodeArgs& args, int num_ctas,

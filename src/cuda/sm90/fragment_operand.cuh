@@ -27,22 +27,26 @@ struct FragmentOperand {
   static constexpr FragmentLayout kLayout =
       fragment_layout(kOrder, kFormat, kScaleCols, kFragmentRows, kFragmentCols);
   static constexpr int kBlockBytes = kLayout.block_bytes;
+  static constexpr int kCodeBytes = fragment_code_bytes(kFormat);
   /// Products of INT4 need their scales after the sum: a code times a bf16 is no bf16.
   static constexpr bool kScalesSums = kFormat == Format::kInt4;
   static constexpr int kGroups = kFragmentCols / kScaleCols;  ///< scales of a row
 
   /// What a thread loads for one block.
   struct Raw {
-    uint32_t words[4];
+    uint32_t words[kCodeBytes / kFragmentThreads / 4];
     uint32_t scales[kGroups * kLayout.scale_bytes / 2];  ///< first row's, then second row's
   };
   __device__ static Raw load(const char* block) {
     const int thread = static_cast<int>(threadIdx.x) % kFragmentThreads;
     Raw raw;
-    const uint4 codes = reinterpret_cast<const uint4*>(block)[thread];
-    raw.words[0] = codes.x, raw.words[1] = codes.y, raw.words[2] = codes.z, raw.words[3] = codes.w;
-    const char* scales =
-        block + kFragmentCodeBytes + thread / 4 * static_cast<int>(sizeof(raw.scales));
+#pragma unroll
+    for (int i = 0; i < kCodeBytes / kFragmentThreads / 16; ++i) {
+      const uint4 codes = reinterpret_cast<const uint4*>(block)[i * kFragmentThreads + thread];
+      uint32_t* words = raw.words + 4 * i;
+      words[0] = codes.x, words[1] = codes.y, words[2] = codes.z, words[3] = codes.w;
+    }
+    const char* scales = block + kCodeBytes + thread / 4 * static_cast<int>(sizeof(raw.scales));
     if constexpr (sizeof(raw.scales) == 4) {
       raw.scales[0] = *reinterpret_cast<const uint32_t*>(scales);
     } else {
@@ -71,7 +75,14 @@ struct FragmentOperand {
     } else {
 #pragma unroll
       for (int step = 0; step < kSteps; ++step) {
-        if constexpr (kFormat == Format::kInt4) {
+        if constexpr (kFormat == Format::kMxfp8) {
+#pragma unroll
+          for (int h = 0; h < 2; ++h) {  // row of the pair
+            convert_e4m3_bf16(raw.words[2 * step + h],
+                              mx_multiplier(raw.scales[0], 2 * h + step / 2), a[step][h],
+                              a[step][2 + h]);
+          }
+        } else if constexpr (kFormat == Format::kInt4) {
           convert_int4(raw.words[step], a[step]);
         } else if constexpr (kFormat == Format::kNvfp4) {
           convert_bf16(raw.words[step], nvfp4_multiplier(raw.scales[0], step),
