@@ -420,7 +420,8 @@ TEST(Sm90Decode, ScalesFarApart) {
     for (const int64_t tokens : {1, 30}) {
       expect_reference(experts, *reference, spec, tokens, Routing::kUniform);
     }
-    spread_scales(weights, spec.num_experts, 100);
+    auto* scales = static_cast<uint8_t*>(weights.expert(0).up.scales.data);
+    scales[0] = 254, scales[1] = 0;
     const Packed wide = pack(spec, weights);
     EXPECT_GT(wide.gate_up.spread().wide, 0u);
     EXPECT_NE(DecodeExperts::why_unsupported(spec, wide.gate_up, wide.down), "");
