@@ -80,6 +80,9 @@ struct DecodeFragments {
   static constexpr int kGroup = 4 / Operand::kSteps;
   /// 128 bytes of a token: descriptors count 16.
   static_assert(kGroup * kFragmentCols * kTokenBytes == 128);
+  /// Sums of E4M3 products lose low bits (docs/numerics.md): they leave every 256 columns.
+  static constexpr bool kPromotes = kMma == MmaType::kE4m3;
+  static constexpr int kPartBlocks = 256 / kFragmentCols;
 
   /// kCount blocks from `first` on, finished on return. Unrolled: around a loop's end the compiler
   /// would wait for the instructions in flight.
@@ -92,6 +95,8 @@ struct DecodeFragments {
     const int byte = first * kFragmentCols * kTokenBytes;
     const uint64_t tokens =
         step.token_descriptor(byte / 128) + static_cast<uint64_t>(byte % 128 / 16);
+    constexpr int kParts = kPromotes ? ceil_div(kCount, kPartBlocks) : 0;
+    float parts[kParts + 1][kN / 2];
     uint32_t a[2][kAtOnce][Operand::kSteps][4];
     Raw raw;
     load(weights, raw);
@@ -100,18 +105,32 @@ struct DecodeFragments {
 #pragma unroll
       for (int b = 0; b < kAtOnce; ++b) Operand::template convert<kDeep>(raw[b], a[i % 2][b]);
       if (i + 1 < kCount / kAtOnce) load(weights + (i + 1) * kAtOnce * Operand::kBlockBytes, raw);
-      pin(sum);
+      const int first_of_group = i * kAtOnce;
+      auto& now = kPromotes ? parts[first_of_group / kPartBlocks] : sum;
+      const bool begun = kPromotes ? first_of_group % kPartBlocks > 0 : accumulate || i > 0;
+      pin(now);
       wgmma_fence();
 #pragma unroll
       for (int b = 0; b < kAtOnce; ++b) {
         Operand::template multiply<kN>(a[i % 2][b], tokens + i * (kN * 8) + b * (8 / kGroup),
-                                       accumulate || i + b > 0, sum);
+                                       begun || b > 0, now);
       }
       wgmma_commit();
       wgmma_wait<1>();
     }
     wgmma_wait<0>();
-    pin(sum);
+    if constexpr (kPromotes) {
+#pragma unroll
+      for (int p = 0; p < kParts; ++p) {
+        pin(parts[p]);
+#pragma unroll
+        for (int i = 0; i < kN / 2; ++i) {
+          sum[i] = accumulate || p > 0 ? sum[i] + parts[p][i] : parts[p][i];
+        }
+      }
+    } else {
+      pin(sum);
+    }
   }
 
   template <int kN>

@@ -6,7 +6,7 @@
 
 namespace switchyard::cuda::sm90 {
 
-/// Blocks of 64 columns in a chunk: 512 columns of E4M3, whose 22-bit sums must not get longer.
+/// Blocks of 64 columns in a chunk.
 inline constexpr int kDecodeChunkFragments = 8;
 struct DecodeFragmentArgs {
   const char* blocks = nullptr;

@@ -14,7 +14,7 @@ enum class DecodeOperand { kBf16, kFp8, kFp8Block128, kInt8 };
 CUtensorMap decode_weight_map(const WeightRows& weights, int64_t num_experts);
 
 /// A step of K is 256 bytes of a row: 16 KB a request pair, and rings of several slots where K is
-/// short. A chunk is 512: 512 columns of E4M3, whose 22-bit sums must not get longer.
+/// short. A chunk is two steps.
 inline constexpr int kDecodeStepRowBytes = 256;
 inline constexpr int kDecodeChunkSteps = 2;
 constexpr DecodeSteps decode_steps(int64_t row_bytes) {

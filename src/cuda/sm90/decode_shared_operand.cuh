@@ -41,7 +41,7 @@ struct SharedOperand {
   __device__ static void multiply(const Step& step, bool accumulate,
                                   typename Wgmma<kType, kN>::Accumulator& sum) {
     const uint64_t weights = swizzled_128_descriptor(shared_address(step.weights));
-    if constexpr (kScaled) {
+    if constexpr (kPromotes) {
       // Small sums leave room for both blocks' products, so that one is promoted under the other.
       constexpr int kParts = kN <= 16 ? kTokenBlocks : 1;
       typename Wgmma<kType, kN>::Accumulator part[kParts];
@@ -71,6 +71,9 @@ struct SharedOperand {
   }
 
  private:
+  /// Sums of E4M3 products lose low bits (docs/numerics.md): they leave every 128 columns.
+  static constexpr bool kPromotes = kType == MmaType::kE4m3;
+
   /// 128 bytes of K: four instructions, 32 bytes (2 in a descriptor) apart.
   template <int kN>
   __device__ static void multiply_block(uint64_t weights, uint64_t tokens, bool accumulate,
@@ -84,18 +87,23 @@ struct SharedOperand {
     wgmma_commit();
   }
 
-  /// sum (+)= part * scale of the rows * scale of the token, for one block of 128 columns.
+  /// sum (+)= part [* scale of the rows * scale of the token], for one block of 128 columns.
   template <int kN>
   __device__ static void promote(const Step& step, int block, bool accumulate,
                                  const float (&part)[kN / 2], float (&sum)[kN / 2]) {
-    const float* scales = step.scales + block * step.scale_stride;
-    const int lane = static_cast<int>(threadIdx.x) % 32;
-    const float rows =
-        step.row_scales[block * step.scale_stride + lane / 4 % 2];  // gate rows are even
+    if constexpr (kScaled) {
+      const float* scales = step.scales + block * step.scale_stride;
+      const int lane = static_cast<int>(threadIdx.x) % 32;
+      const float rows =
+          step.row_scales[block * step.scale_stride + lane / 4 % 2];  // gate rows are even
 #pragma unroll
-    for (int i = 0; i < kN / 2; ++i) {
-      const float scale = rows * scales[i / 4 * 8 + lane % 4 * 2 + i % 2];
-      sum[i] = fmaf(part[i], scale, accumulate ? sum[i] : 0.0f);
+      for (int i = 0; i < kN / 2; ++i) {
+        const float scale = rows * scales[i / 4 * 8 + lane % 4 * 2 + i % 2];
+        sum[i] = fmaf(part[i], scale, accumulate ? sum[i] : 0.0f);
+      }
+    } else {
+#pragma unroll
+      for (int i = 0; i < kN / 2; ++i) sum[i] = accumulate ? sum[i] + part[i] : part[i];
     }
   }
 };
