@@ -54,7 +54,7 @@ struct DecodeThreads {
   static constexpr int kProducers = align_up(kLanes * 2 * 32, kWarpgroup);
   static constexpr int kAll = kConsumers + kProducers;
   static constexpr int kAtStart = 65536 / kAll / 8 * 8;
-  static constexpr int kProducerRegisters = kN <= 8 ? 40 : kN <= 32 ? 32 : 56;  // addresses of rows
+  static constexpr int kProducerRegisters = kN <= 8 ? 48 : kN <= 32 ? 32 : 56;  // addresses of rows
   static constexpr int kConsumerRegisters =
       std::min((kAll * kAtStart - kProducers * kProducerRegisters) / kConsumers / 8 * 8, 232);
 };
