@@ -11,7 +11,7 @@ namespace switchyard {
 
 /// One GEMM over a batch: `experts` that have rows, about `rows_per_expert` each.
 struct Fp4PrefillWork {
-  FragmentOrder order = FragmentOrder::kFp8;
+  FragmentLayout weights{.order = FragmentOrder::kFp8};
   double experts = 0, rows_per_expert = 0;
   int64_t weight_rows = 0;
   int64_t token_row_bytes = 0;  ///< K, as the matrix unit reads it
@@ -19,18 +19,26 @@ struct Fp4PrefillWork {
 
 namespace fp4_prefill_cost {
 
-// H200, fitted to gpt-oss-120b, R1 TP8 and R1 EP8 at 8 to 256 rows per expert: 5 % rms, 9 % at most.
+// H200, fitted to gpt-oss-120b, R1 TP8 and R1 EP8 at 8 to 256 rows per expert: 5 % rms, 9 % at
+// most.
 inline constexpr double kClock = 1.755e9;
 /// Multiplying takes time per row that is there, in steps of so many; converting takes time per
 /// tile, which three warpgroups hide only in part.
 inline constexpr int kRowStep = 32;
+struct Rates {
+  double tile, tile_row, row;
+};
+inline Rates rates(const FragmentLayout& weights) {
+  if (weights.order == FragmentOrder::kFp8) return {600, 0.8, 4.1};
+  if (weights.format != Format::kInt4) return {495, 0.4, 4.0};
+  // Sums of groups are scaled beside the products.
+  return weights.scale_cols == 32 ? Rates{560, 0.4, 6.0} : Rates{520, 0.4, 5.0};
+}
 /// Clocks of everything of one expert, per stage (128 bytes of K) of one column of tiles.
-inline double stage_clocks(FragmentOrder order, int tile_rows, double rows_per_expert) {
-  const bool fp8 = order == FragmentOrder::kFp8;
-  const double of_tile = fp8 ? 600 + 0.8 * tile_rows : 495 + 0.4 * tile_rows;
-  const double of_row = fp8 ? 4.1 : 4.0;
-  return expected_row_tiles(rows_per_expert, tile_rows) * of_tile +
-         expected_row_tiles(rows_per_expert, kRowStep) * kRowStep * of_row;
+inline double stage_clocks(const FragmentLayout& weights, int tile_rows, double rows_per_expert) {
+  const Rates r = rates(weights);
+  return expected_row_tiles(rows_per_expert, tile_rows) * (r.tile + r.tile_row * tile_rows) +
+         expected_row_tiles(rows_per_expert, kRowStep) * kRowStep * r.row;
 }
 /// And of the tiles' ends.
 inline double end_clocks(int tile_rows, double rows_per_expert) {
@@ -45,7 +53,7 @@ inline double fp4_prefill_us(const GroupedGemmConfig& c, const Fp4PrefillWork& w
   const double columns = std::ceil(static_cast<double>(w.weight_rows) / c.block_n);
   const double stages = std::ceil(static_cast<double>(w.token_row_bytes) / kGemmBlockBytes);
   const double clocks =
-      stages * fp4_prefill_cost::stage_clocks(w.order, c.block_m, w.rows_per_expert) +
+      stages * fp4_prefill_cost::stage_clocks(w.weights, c.block_m, w.rows_per_expert) +
       fp4_prefill_cost::end_clocks(c.block_m, w.rows_per_expert);
   return w.experts * columns * clocks / num_sms / fp4_prefill_cost::kClock * 1e6;
 }

@@ -40,7 +40,7 @@ double prefill_us(const Shape& s, int64_t tokens, FragmentOrder order, int tile_
   const int token_bytes = order == FragmentOrder::kFp8 ? 1 : 2;
   const auto gemm = [&](int64_t rows, int64_t cols) {
     return fp4_prefill_us({.block_m = tile_rows, .block_n = 192, .num_stages = 4},
-                          {.order = order,
+                          {.weights = {.order = order},
                            .experts = expected_distinct_experts(s.experts, s.top_k, tokens),
                            .rows_per_expert = rows_per_expert(s, tokens),
                            .weight_rows = rows,

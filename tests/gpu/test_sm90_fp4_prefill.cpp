@@ -3,6 +3,7 @@
 
 #include <gtest/gtest.h>
 
+#include <cstring>
 #include <optional>
 #include <string>
 
@@ -36,6 +37,9 @@ const Operands kOperands[] = {
     {Format::kMxfp4, {1, 32}, ActivationFormat::kFp8PerTensor},
     {Format::kMxfp4, {1, 32}, ActivationFormat::kMxfp8},
     {Format::kMxfp4, {1, 32}, ActivationFormat::kMxfp4},
+    {Format::kNvfp4, {1, 16}, ActivationFormat::kNone},
+    {Format::kInt4, {1, 32}, ActivationFormat::kNone},
+    {Format::kInt4, {1, 128}, ActivationFormat::kNone},
 };
 
 std::string name(const LayerSpec& spec, int64_t tokens) {
@@ -57,6 +61,14 @@ LayerSpec spec_of(const Operands& operands, int64_t experts, int64_t top_k, int6
   return spec;
 }
 
+/// Stored as the kernels want it.
+test::MatrixOptions matrix_of(Format format, ScaleBlock block) {
+  test::MatrixOptions options = test::usual_matrix(format);
+  options.scale_block = block;
+  if (format == Format::kInt4) options.scale_type = DataType::kBf16;
+  return options;
+}
+
 /// The layer's experts on the GPU by tuned and by generic kernels, and on the reference.
 struct Experts {
   Experts(const LayerSpec& spec_, const Operands& operands, bool biases)
@@ -67,7 +79,7 @@ struct Experts {
             test::gpu().pack_experts(spec, weights.weights().experts, {.generic_kernels = true})),
         reference(reference_backend().pack_experts(spec, weights.weights().experts, {})) {}
   static test::MatrixOptions matrix(const Operands& operands) {
-    test::MatrixOptions options = test::usual_matrix(operands.weights);
+    test::MatrixOptions options = matrix_of(operands.weights, operands.block);
     options.smooth_scales = operands.smooth;
     return options;
   }
@@ -104,7 +116,7 @@ void expect_agreement(const Experts& experts, const Batch& batch) {
   Plan plan;
   experts.tuned->plan(batch.tokens, spec.top_k, {}, plan);
   bool uses_tuned = false;
-  for (const PlanStep& step : plan.steps) uses_tuned |= step.kernel.starts_with("sm90_");
+  for (const PlanStep& step : plan.steps) uses_tuned |= step.kernel == "sm90_fp4_prefill";
   ASSERT_TRUE(uses_tuned) << plan.explain();
 
   Random random(static_cast<uint64_t>(batch.tokens * 31 + spec.hidden_size));
@@ -157,6 +169,17 @@ TEST(GpuSm90Fp4Prefill, EveryOperandKind) {
   }
 }
 
+/// Neither a whole block of columns nor of rows anywhere, nor a whole group of 32.
+TEST(GpuSm90Fp4Prefill, MultiplesOf16) {
+  for (const Operands& operands : kOperands) {
+    if (operands.weights == Format::kMxfp4) continue;  // of 32
+    for (const auto& [hidden, inner] : {std::pair{176, 80}, {464, 16}}) {
+      const Experts experts(spec_of(operands, 4, 2, hidden, inner), operands, true);
+      expect_agreement(experts, {.tokens = 300});
+    }
+  }
+}
+
 TEST(GpuSm90Fp4Prefill, LopsidedBatches) {
   for (const Operands& operands : kOperands) {
     const Experts experts(spec_of(operands, 3, 2, 160, 96), operands, true);
@@ -170,7 +193,7 @@ TEST(GpuSm90Fp4Prefill, LopsidedBatches) {
 }
 
 TEST(GpuSm90Fp4Prefill, EveryActivationAndWeightPosition) {
-  for (const Operands& operands : {kOperands[0], kOperands[1]}) {
+  for (const Operands& operands : {kOperands[0], kOperands[1], kOperands[6]}) {
     for (int kind = 0; kind <= static_cast<int>(Activation::kRelu2); ++kind) {
       for (const auto position : {WeightPosition::kOutput, WeightPosition::kInput}) {
         LayerSpec spec = spec_of(operands, 5, 2, 128, 96);
@@ -190,16 +213,61 @@ TEST(GpuSm90Fp4Prefill, LongSumsStayAccurate) {
   }
 }
 
+/// A token's output does not depend on how many others there are, which decides the tiles.
+TEST(GpuSm90Fp4Prefill, BatchesDoNotChangeBits) {
+  for (const Operands& operands : {kOperands[5], kOperands[6], kOperands[7]}) {
+    const Experts experts(spec_of(operands, 8, 2, 448, 192), operands, true);
+    const LayerSpec& spec = experts.spec;
+    constexpr int64_t kTokens = 1100;
+    Random random(5);
+    const Buffer hidden = Buffer::normal(random, DataType::kBf16, {kTokens, spec.hidden_size});
+    const Buffer ids = test::random_topk_ids(random, kTokens, spec.top_k, spec.num_experts);
+    const Buffer weights = test::random_topk_weights(random, kTokens, spec.top_k);
+    const auto run = [&](int64_t tokens) {
+      const auto head = [&](const Buffer& b) {
+        TensorView view = b.view();
+        view.shape[0] = tokens;
+        return view;
+      };
+      const Buffer output(DataType::kBf16, {tokens, spec.hidden_size});
+      return run_on_gpu(*experts.tuned,
+                        {.hidden_states = head(hidden),
+                         .topk_ids = head(ids),
+                         .topk_weights = head(weights),
+                         .output = output},
+                        spec.top_k);
+    };
+    const Buffer all = run(kTokens);
+    for (const int64_t tokens : {257, 500}) {
+      const Buffer some = run(tokens);
+      EXPECT_EQ(std::memcmp(some.as<char>(), all.as<char>(),
+                            static_cast<size_t>(tokens * spec.hidden_size * 2)),
+                0)
+          << name(spec, tokens);
+    }
+  }
+}
+
 /// down alone through every tile: the same bits.
 TEST(GpuSm90Fp4Prefill, TilesDoNotChangeBits) {
   constexpr int64_t kExperts = 7, kTopK = 3, kTokens = 500, kColumns = 1056, kRows = 400;
   namespace sm90 = cuda::sm90;
-  for (const FragmentOrder order : {FragmentOrder::kFp8, FragmentOrder::kBf16}) {
+  struct Weights {
+    FragmentOrder order;
+    Format format;
+    ScaleBlock block;
+  };
+  for (const auto& [order, format, block] : {Weights{FragmentOrder::kFp8, Format::kMxfp4, {1, 32}},
+                                             {FragmentOrder::kBf16, Format::kMxfp4, {1, 32}},
+                                             {FragmentOrder::kBf16, Format::kNvfp4, {1, 16}},
+                                             {FragmentOrder::kBf16, Format::kInt4, {1, 32}},
+                                             {FragmentOrder::kBf16, Format::kInt4, {1, 64}}}) {
+    SCOPED_TRACE(std::string(to_string(format)) + " by " + std::to_string(block.cols));
     Random random(3);
     cuda::PackedMatrices packed;
     for (int64_t e = 0; e < kExperts; ++e) {
       const test::OwnedMatrix owned =
-          test::random_matrix(random, kRows, kColumns, test::usual_matrix(Format::kMxfp4));
+          test::random_matrix(random, kRows, kColumns, matrix_of(format, block));
       if (e == 0) packed = cuda::PackedMatrices(owned.matrix, 1, false, kExperts, order);
       packed.pack(e, {owned.matrix}, {TensorView{}});
     }
@@ -212,7 +280,7 @@ TEST(GpuSm90Fp4Prefill, TilesDoNotChangeBits) {
     const DeviceTensor device_rows(rows), device_scales(scales), device_ids(ids);
     std::optional<Buffer> first;
     const bool deep = packed.spread().deeper_than(kMaxAddedSteps);
-    for (const GroupedGemmConfig& config : sm90::fp4_prefill_configs(order)) {
+    for (const GroupedGemmConfig& config : sm90::fp4_prefill_configs(packed.rows().fragments)) {
       for (const auto& [num_sms, deep_scales] :
            {std::pair{132, deep}, std::pair{132, true}, std::pair{3, deep}}) {
         const int64_t capacity = sort_capacity(kTokens, kTopK, kExperts, config.block_m);

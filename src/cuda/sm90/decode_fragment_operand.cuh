@@ -182,7 +182,7 @@ struct DecodeFragments {
       pin(part[g]);
 #pragma unroll
       for (int i = 0; i < kN / 2; ++i) {
-        sum[i] = fmaf(part[g][i], Operand::scale(raw, i / 2 % 2, g), sum[i]);
+        sum[i] = fmaf(part[g][i], Operand::scale(raw.scales, i / 2 % 2, g), sum[i]);
       }
     }
   }

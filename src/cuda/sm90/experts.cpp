@@ -42,8 +42,8 @@ bool plain_values(const WeightRows& w) {
 }
 
 /// Rows begin on 16 bytes, and so do columns that a thread copies or stores.
-bool aligned_columns(const WeightRows& w) {
-  return w.num_cols * element_bits(w.rows.format) / 8 % 16 == 0 && w.num_rows / w.halves % 8 == 0;
+bool aligned_columns(const WeightRows& w, Format rows) {
+  return w.num_cols * element_bits(rows) / 8 % 16 == 0 && w.num_rows / w.halves % 8 == 0;
 }
 
 bool is_mx(ActivationFormat activations) {
@@ -60,8 +60,11 @@ bool in_fragment_order(const WeightRows& w) {
 }
 
 const char* why_unsupported_fragments(const PackedMatrices& packed, ActivationFormat activations) {
-  if (packed.rows().rows.format != Format::kMxfp4) {
+  if (packed.rows().rows.format == Format::kMxfp8) {
     return "no kernel for many rows per expert in this weight format";
+  }
+  if (!aligned_columns(packed.rows(), operand_format(activations))) {
+    return "rows are not multiples of 16 bytes";
   }
   if (packed.spread().wide != 0) return "MX scales of a row spread too far for exact conversion";
   switch (activations) {
@@ -81,9 +84,9 @@ const char* why_unsupported_matrices(const PackedMatrices& packed, ActivationFor
   if (w.smooth_scales != nullptr && !rounds) {
     return "smooth scales are applied where activations are quantised";
   }
-  if (!plain_values(w)) return "weights with zero points, a group index or global scales";
-  if (!aligned_columns(w)) return "rows are not multiples of 16 bytes";
   if (in_fragment_order(w)) return why_unsupported_fragments(packed, activations);
+  if (!plain_values(w)) return "weights with zero points, a group index or global scales";
+  if (!aligned_columns(w, w.rows.format)) return "rows are not multiples of 16 bytes";
   switch (w.rows.format) {
     case Format::kBf16: return rounds ? "bf16 weights meet bf16 activations only" : nullptr;
     case Format::kFp8E4m3:
@@ -186,7 +189,7 @@ double Sm90Experts::prefill_us(int64_t num_tokens, int64_t top_k) const {
     const int token_bytes = element_bits(operand_format(activations_)) / 8;
     return std::max(read_us,
                     fp4_prefill_us(config,
-                                   {.order = m.rows.fragments.order,
+                                   {.weights = m.rows.fragments,
                                     .experts = w.experts,
                                     .rows_per_expert = w.rows_per_expert,
                                     .weight_rows = m.rows.num_rows,
@@ -244,7 +247,7 @@ Sm90Experts::Work Sm90Experts::work_of(int64_t num_tokens, int64_t top_k) const 
 GroupedGemmConfigs Sm90Experts::select_configs(int64_t num_tokens, int64_t top_k) const {
   if (in_fragment_order(gate_up_.rows)) {
     const GroupedGemmConfig config = select_fp4_prefill_config(
-        gate_up_.rows.fragments.order,
+        gate_up_.rows.fragments,
         static_cast<double>(num_tokens * top_k) / static_cast<double>(spec_.num_experts));
     return {config, config};
   }

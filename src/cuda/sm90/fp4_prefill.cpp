@@ -11,8 +11,14 @@
 namespace switchyard::cuda::sm90 {
 namespace {
 
-Fp4PrefillVariantList variants_of(FragmentOrder order) {
-  return order == FragmentOrder::kFp8 ? fp4_prefill_fp8() : fp4_prefill_bf16();
+Fp4PrefillVariantList variants_of(const FragmentLayout& weights) {
+  if (weights.order == FragmentOrder::kFp8) return fp4_prefill_fp8();
+  switch (weights.format) {
+    case Format::kInt4:
+      return weights.scale_cols == 32 ? fp4_prefill_int4_g32() : fp4_prefill_int4_g64();
+    case Format::kNvfp4: return fp4_prefill_nvfp4();
+    default: return fp4_prefill_bf16();
+  }
 }
 
 Fp4PrefillParams params_of(const GroupedGemmJob& job, int tile_rows) {
@@ -64,18 +70,18 @@ Fp4PrefillParams params_of(const GroupedGemmJob& job, int tile_rows) {
 
 }  // namespace
 
-std::vector<GroupedGemmConfig> fp4_prefill_configs(FragmentOrder order) {
-  const Fp4PrefillVariantList list = variants_of(order);
+std::vector<GroupedGemmConfig> fp4_prefill_configs(const FragmentLayout& weights) {
+  const Fp4PrefillVariantList list = variants_of(weights);
   std::vector<GroupedGemmConfig> configs;
   for (int i = 0; i < list.count; ++i) configs.push_back(list.variants[i].config);
   return configs;
 }
 
-GroupedGemmConfig select_fp4_prefill_config(FragmentOrder order, double rows_per_expert) {
+GroupedGemmConfig select_fp4_prefill_config(const FragmentLayout& weights, double rows_per_expert) {
   const auto cost = [&](const GroupedGemmConfig& c) {
-    return fp4_prefill_cost::stage_clocks(order, c.block_m, rows_per_expert);
+    return fp4_prefill_cost::stage_clocks(weights, c.block_m, rows_per_expert);
   };
-  const std::vector<GroupedGemmConfig> configs = fp4_prefill_configs(order);
+  const std::vector<GroupedGemmConfig> configs = fp4_prefill_configs(weights);
   return *std::min_element(configs.begin(), configs.end(),
                            [&](const auto& a, const auto& b) { return cost(a) < cost(b); });
 }
@@ -83,7 +89,7 @@ GroupedGemmConfig select_fp4_prefill_config(FragmentOrder order, double rows_per
 void fp4_prefill(const GroupedGemmJob& job, const GroupedGemmConfig& config, int num_sms,
                  Stream stream) {
   if (job.sorted.num_blocks == 0) return;
-  const Fp4PrefillVariantList list = variants_of(job.weights.fragments.order);
+  const Fp4PrefillVariantList list = variants_of(job.weights.fragments);
   const auto* variant = std::find_if(list.variants, list.variants + list.count,
                                      [&](const auto& v) { return v.config == config; });
   if (variant == list.variants + list.count) {

@@ -9,10 +9,10 @@
 namespace switchyard::cuda::sm90 {
 
 /// Every tile compiled in, tallest first; block_m sorted rows times block_n weight rows.
-std::vector<GroupedGemmConfig> fp4_prefill_configs(FragmentOrder order);
+std::vector<GroupedGemmConfig> fp4_prefill_configs(const FragmentLayout& weights);
 
 /// The one that wastes least for about this many rows per expert.
-GroupedGemmConfig select_fp4_prefill_config(FragmentOrder order, double rows_per_expert);
+GroupedGemmConfig select_fp4_prefill_config(const FragmentLayout& weights, double rows_per_expert);
 
 /// Enqueues. E4M3 rows have one scale each (or one for all).
 void fp4_prefill(const GroupedGemmJob& job, const GroupedGemmConfig& config, int num_sms,

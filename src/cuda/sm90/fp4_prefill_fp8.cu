@@ -1,11 +1,7 @@
 #include "cuda/sm90/fp4_prefill_kernel.cuh"
 
 namespace switchyard::cuda::sm90 {
-namespace {
-constexpr Fp4PrefillVariants kVariants[] = {fp4_prefill_variants<FragmentOrder::kFp8, 128>(),
-                                            fp4_prefill_variants<FragmentOrder::kFp8, 96>(),
-                                            fp4_prefill_variants<FragmentOrder::kFp8, 64>(),
-                                            fp4_prefill_variants<FragmentOrder::kFp8, 32>()};
+Fp4PrefillVariantList fp4_prefill_fp8() {
+  return fp4_prefill_list<FragmentOperand<FragmentOrder::kFp8, Format::kMxfp4>>();
 }
-Fp4PrefillVariantList fp4_prefill_fp8() { return {kVariants, std::size(kVariants)}; }
 }  // namespace switchyard::cuda::sm90

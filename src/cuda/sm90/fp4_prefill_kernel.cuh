@@ -71,13 +71,22 @@ void launch_fp4_prefill(const Fp4PrefillParams& params, int num_blocks, Stream s
          static_cast<cudaStream_t>(stream.handle), params);
 }
 
-template <FragmentOrder kOrder, int kRows>
+template <class Operand, int kRows>
 constexpr Fp4PrefillVariants fp4_prefill_variants() {
-  using Down = Fp4PrefillTraits<kOrder, RowSource::kSorted, TileEnd::kRows, kRows>;
+  using Down = Fp4PrefillTraits<Operand, RowSource::kSorted, TileEnd::kRows, kRows>;
   return {{kRows, Down::kTileWeightRows, Down::kStages},
-          launch_fp4_prefill<Fp4PrefillTraits<kOrder, RowSource::kToken, TileEnd::kGated, kRows>>,
-          launch_fp4_prefill<Fp4PrefillTraits<kOrder, RowSource::kToken, TileEnd::kRows, kRows>>,
+          launch_fp4_prefill<Fp4PrefillTraits<Operand, RowSource::kToken, TileEnd::kGated, kRows>>,
+          launch_fp4_prefill<Fp4PrefillTraits<Operand, RowSource::kToken, TileEnd::kRows, kRows>>,
           launch_fp4_prefill<Down>};
+}
+/// Tallest first.
+template <class Operand>
+constexpr Fp4PrefillVariants kFp4PrefillVariants[] = {
+    fp4_prefill_variants<Operand, 128>(), fp4_prefill_variants<Operand, 96>(),
+    fp4_prefill_variants<Operand, 64>(), fp4_prefill_variants<Operand, 32>()};
+template <class Operand>
+Fp4PrefillVariantList fp4_prefill_list() {
+  return {kFp4PrefillVariants<Operand>, std::size(kFp4PrefillVariants<Operand>)};
 }
 
 }  // namespace switchyard::cuda::sm90

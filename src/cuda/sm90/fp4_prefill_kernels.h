@@ -51,5 +51,8 @@ struct Fp4PrefillVariantList {
 /// Each in its own translation unit, tallest tile first.
 Fp4PrefillVariantList fp4_prefill_fp8();
 Fp4PrefillVariantList fp4_prefill_bf16();
+Fp4PrefillVariantList fp4_prefill_nvfp4();
+Fp4PrefillVariantList fp4_prefill_int4_g32();
+Fp4PrefillVariantList fp4_prefill_int4_g64();
 
 }  // namespace switchyard::cuda::sm90

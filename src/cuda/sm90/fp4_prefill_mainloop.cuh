@@ -11,7 +11,7 @@ namespace switchyard::cuda::sm90 {
 /// The k loop of one warpgroup: its 64 weight rows times the tile's rows.
 template <class Traits>
 struct Fp4PrefillConsumer {
-  static constexpr MmaType kMma = Traits::kFp8 ? MmaType::kE4m3 : MmaType::kBf16;
+  using Operand = typename Traits::Operand;
   using Sums = typename Traits::Sums;
   /// Those of the first kN rows.
   template <int kN>
@@ -43,20 +43,14 @@ struct Fp4PrefillConsumer {
     }
   }
 
-  /// This thread's codes of a stage, and the scales of its pair of rows: [row][32 columns].
-  struct Raw {
-    uint4 words[Traits::kStageBlocks];
-    uint32_t scales[Traits::kStageBlocks];
-  };
+  /// This thread's codes of a stage, and the scales of its pair of rows.
+  using Raw = typename Operand::Raw[Traits::kStageBlocks];
   __device__ __forceinline__ void load(Raw& raw) const {
     const uint8_t* stage =
         ring.weights + at.slot * Traits::kWeightStage + consumer * Traits::kConsumerStage;
 #pragma unroll
     for (int i = 0; i < Traits::kStageBlocks; ++i) {
-      const uint8_t* block = stage + i * Traits::kBlockBytes;
-      raw.words[i] = *reinterpret_cast<const uint4*>(block + thread * 16);
-      raw.scales[i] =
-          *reinterpret_cast<const uint32_t*>(block + kFragmentCodeBytes + thread / 4 * 4);
+      raw[i] = Operand::load(stage + i * Traits::kBlockBytes, thread);
     }
   }
   /// From memory only where arithmetic is not exact: a chain of its loads would be as long as the
@@ -71,17 +65,15 @@ struct Fp4PrefillConsumer {
   template <int kHalf, bool kDeep>
   __device__ __forceinline__ void convert_half(const Raw& raw, HalfOperand& a) const {
     if constexpr (Traits::kFp8) {
-      const uint4& w = raw.words[kHalf];
-      convert_fp8(w.x, table<kDeep>(raw.scales[kHalf], 0), a[0][0], a[0][2]);
-      convert_fp8(w.y, table<kDeep>(raw.scales[kHalf], 2), a[0][1], a[0][3]);
-      convert_fp8(w.z, table<kDeep>(raw.scales[kHalf], 1), a[1][0], a[1][2]);
-      convert_fp8(w.w, table<kDeep>(raw.scales[kHalf], 3), a[1][1], a[1][3]);
+      const uint32_t(&w)[4] = raw[kHalf].words;
+      const uint32_t scales = raw[kHalf].scales[0];
+      convert_fp8(w[0], table<kDeep>(scales, 0), a[0][0], a[0][2]);
+      convert_fp8(w[1], table<kDeep>(scales, 2), a[0][1], a[0][3]);
+      convert_fp8(w[2], table<kDeep>(scales, 1), a[1][0], a[1][2]);
+      convert_fp8(w[3], table<kDeep>(scales, 3), a[1][1], a[1][3]);
     } else {
-      const uint4& w = raw.words[0];
-      const uint32_t first = mx_multiplier(raw.scales[0], kHalf);
-      const uint32_t second = mx_multiplier(raw.scales[0], 2 + kHalf);
-      convert_bf16(kHalf == 0 ? w.x : w.z, first, second, a[0]);
-      convert_bf16(kHalf == 0 ? w.y : w.w, first, second, a[1]);
+      Operand::convert_step(raw[0], 2 * kHalf, a[0]);
+      Operand::convert_step(raw[0], 2 * kHalf + 1, a[1]);
     }
   }
   __device__ __forceinline__ uint64_t rows_descriptor() const {
@@ -92,8 +84,8 @@ struct Fp4PrefillConsumer {
                                                 bool accumulate) const {
     pin(d);
     wgmma_fence();
-    Wgmma<kMma, kN>::rs(d, a[0], b, accumulate);
-    Wgmma<kMma, kN>::rs(d, a[1], b + 2, true);  // descriptors count 16 bytes
+    Wgmma<Operand::kMma, kN>::rs(d, a[0], b, accumulate);
+    Wgmma<Operand::kMma, kN>::rs(d, a[1], b + 2, true);  // descriptors count 16 bytes
     wgmma_commit();
     pin(d);
   }
@@ -154,13 +146,63 @@ struct Fp4PrefillConsumer {
     }
   }
 
+  /// sums += part, group `group` of a block, times its scales.
+  template <int kN>
+  __device__ __forceinline__ void add_scaled(Part<kN>& sums, const Part<kN>& part,
+                                             const typename Operand::Scales& scales,
+                                             int group) const {
+    const float factor[] = {Operand::scale(scales, 0, group), Operand::scale(scales, 1, group)};
+#pragma unroll
+    for (int i = 0; i < kN / 2; ++i) sums[i] = fmaf(part[i], factor[i / 2 % 2], sums[i]);
+  }
+  /// Takes the sum of every group of columns out, times its scale. The other half, or the next
+  /// stage's first, is converted under the products.
+  template <int kN>
+  __device__ __forceinline__ void accumulate_scaled(Part<kN>& sums, Part<kN>& part) {
+    constexpr bool kScaledHalves = Operand::kGroups == 2;
+    // No: but where the compiler knows that, it serialises the products.
+    const bool kept = p.num_k_blocks < 0;
+    HalfOperand low, high;
+    Raw raw;
+    wait_full();
+    load(raw);
+    convert_half<0, false>(raw, low);
+#pragma unroll 1
+    for (int k = 0; k < p.num_k_blocks; ++k) {
+      const uint64_t b = rows_descriptor();
+      const int slot = at.slot;
+      multiply_half<kN>(part, low, b, kept);
+      convert_half<1, false>(raw, high);
+      if constexpr (kScaledHalves) {
+        wgmma_wait<0>();
+        pin(part);
+        add_scaled<kN>(sums, part, raw[0].scales, 0);
+      }
+      multiply_half<kN>(part, high, b + 4, !kScaledHalves || kept);
+      const typename Operand::Raw now = raw[0];
+      at.advance();
+      if (k + 1 < p.num_k_blocks) {
+        wait_full();
+        load(raw);
+        if constexpr (!kScaledHalves) wgmma_wait<1>();  // low is free
+        convert_half<0, false>(raw, low);
+      }
+      wgmma_wait<0>();
+      pin(part);
+      release(slot);
+      add_scaled<kN>(sums, part, now.scales, Operand::kGroups - 1);
+    }
+  }
+
   template <int kN>
   __device__ __forceinline__ void multiply_rows(Sums& sums, [[maybe_unused]] Sums& part, int rows) {
     if constexpr (kN > Traits::kRowStep) {
       if (rows < kN) return multiply_rows<kN - Traits::kRowStep>(sums, part, rows);
     }
     auto& of_rows = reinterpret_cast<Part<kN>&>(sums);
-    if constexpr (!Traits::kFp8) {
+    if constexpr (Operand::kScalesSums) {
+      accumulate_scaled<kN>(of_rows, reinterpret_cast<Part<kN>&>(part));
+    } else if constexpr (!Traits::kFp8) {
       accumulate<kN>(of_rows);
     } else if (p.deep) {
       accumulate_promoted<kN, true>(of_rows, reinterpret_cast<Part<kN>&>(part));
@@ -174,7 +216,7 @@ struct Fp4PrefillConsumer {
     Sums part;
 #pragma unroll
     for (int i = 0; i < Traits::kTileRows / 2; ++i) {
-      if constexpr (Traits::kFp8) {
+      if constexpr (Traits::kFp8 || Operand::kScalesSums) {
         sums[i] = 0.0f;
         asm volatile("" : "=f"(part[i]));
       } else {

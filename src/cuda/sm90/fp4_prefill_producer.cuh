@@ -5,14 +5,16 @@
 #include "core/fragment_convert.h"
 #include "core/grouped_tile_scheduler.h"
 #include "cuda/sm90/fp4_prefill_kernels.h"
+#include "cuda/sm90/fragment_operand.cuh"
 #include "cuda/sm90/grouped_gemm_params.cuh"
 
 namespace switchyard::cuda::sm90 {
 
 /// A kernel is compiled for one of these.
-template <FragmentOrder kOrder, RowSource kRowSource, TileEnd kTileEnd, int kRows>
+template <class FragmentOperand, RowSource kRowSource, TileEnd kTileEnd, int kRows>
 struct Fp4PrefillTraits {
-  static constexpr bool kFp8 = kOrder == FragmentOrder::kFp8;
+  using Operand = FragmentOperand;
+  static constexpr bool kFp8 = Operand::kMma == MmaType::kE4m3;
   static constexpr bool kGather = kRowSource != RowSource::kSorted;
   static constexpr TileEnd kEnd = kTileEnd;
   static constexpr int kTileRows = kRows;
@@ -25,7 +27,7 @@ struct Fp4PrefillTraits {
   static constexpr int kElementBytes = kFp8 ? 1 : 2;
   static constexpr int kBlockK = kGemmBlockBytes / kElementBytes;
   static constexpr int kStageBlocks = kBlockK / kFragmentCols;
-  static constexpr int kBlockBytes = kFragmentCodeBytes + kFragmentRows * kFragmentCols / 32;
+  static constexpr int kBlockBytes = Operand::kBlockBytes;
   static constexpr int kConsumerStage = kStageBlocks * kBlockBytes;
   static constexpr int kRowStage = kRows * kGemmBlockBytes;
   static constexpr int kWeightStage = kConsumers * kConsumerStage;

@@ -30,15 +30,17 @@ struct FragmentOperand {
   static constexpr int kCodeBytes = fragment_code_bytes(kFormat);
   /// Products of INT4 need their scales after the sum: a code times a bf16 is no bf16.
   static constexpr bool kScalesSums = kFormat == Format::kInt4;
-  static constexpr int kGroups = kFragmentCols / kScaleCols;  ///< scales of a row
+  static constexpr int kGroups = kFragmentCols / kScaleCols;   ///< scales of a row
+  using Scales = uint32_t[kGroups * kLayout.scale_bytes / 2];  ///< first row's, then second row's
 
   /// What a thread loads for one block.
   struct Raw {
     uint32_t words[kCodeBytes / kFragmentThreads / 4];
-    uint32_t scales[kGroups * kLayout.scale_bytes / 2];  ///< first row's, then second row's
+    Scales scales;
   };
-  __device__ static Raw load(const char* block) {
-    const int thread = static_cast<int>(threadIdx.x) % kFragmentThreads;
+  /// thread: of the warpgroup.
+  template <class Byte>
+  __device__ __forceinline__ static Raw load(const Byte* block, int thread) {
     Raw raw;
 #pragma unroll
     for (int i = 0; i < kCodeBytes / kFragmentThreads / 16; ++i) {
@@ -46,7 +48,7 @@ struct FragmentOperand {
       uint32_t* words = raw.words + 4 * i;
       words[0] = codes.x, words[1] = codes.y, words[2] = codes.z, words[3] = codes.w;
     }
-    const char* scales = block + kCodeBytes + thread / 4 * static_cast<int>(sizeof(raw.scales));
+    const Byte* scales = block + kCodeBytes + thread / 4 * static_cast<int>(sizeof(raw.scales));
     if constexpr (sizeof(raw.scales) == 4) {
       raw.scales[0] = *reinterpret_cast<const uint32_t*>(scales);
     } else {
@@ -54,6 +56,9 @@ struct FragmentOperand {
       raw.scales[0] = both.x, raw.scales[1] = both.y;
     }
     return raw;
+  }
+  __device__ static Raw load(const char* block) {
+    return load(block, static_cast<int>(threadIdx.x) % kFragmentThreads);
   }
 
   /// a[step]: the four registers of one instruction. kDeep: some block of the matrix is more than
@@ -75,30 +80,33 @@ struct FragmentOperand {
     } else {
 #pragma unroll
       for (int step = 0; step < kSteps; ++step) {
-        if constexpr (kFormat == Format::kMxfp8) {
-#pragma unroll
-          for (int h = 0; h < 2; ++h) {  // row of the pair
-            convert_e4m3_bf16(raw.words[2 * step + h],
-                              mx_multiplier(raw.scales[0], 2 * h + step / 2), a[step][h],
-                              a[step][2 + h]);
-          }
-        } else if constexpr (kFormat == Format::kInt4) {
-          convert_int4(raw.words[step], a[step]);
-        } else if constexpr (kFormat == Format::kNvfp4) {
-          convert_bf16(raw.words[step], nvfp4_multiplier(raw.scales[0], step),
-                       nvfp4_multiplier(raw.scales[1], step), a[step]);
-        } else {
-          convert_bf16(raw.words[step], mx_multiplier(raw.scales[0], step / 2),
-                       mx_multiplier(raw.scales[0], 2 + step / 2), a[step]);
-        }
+        convert_step(raw, step, a[step]);
       }
+    }
+  }
+  /// kBf16.
+  __device__ __forceinline__ static void convert_step(const Raw& raw, int step, uint32_t (&a)[4]) {
+    if constexpr (kFormat == Format::kMxfp8) {
+#pragma unroll
+      for (int h = 0; h < 2; ++h) {  // row of the pair
+        convert_e4m3_bf16(raw.words[2 * step + h], mx_multiplier(raw.scales[0], 2 * h + step / 2),
+                          a[h], a[2 + h]);
+      }
+    } else if constexpr (kFormat == Format::kInt4) {
+      convert_int4(raw.words[step], a);
+    } else if constexpr (kFormat == Format::kNvfp4) {
+      convert_bf16(raw.words[step], nvfp4_multiplier(raw.scales[0], step),
+                   nvfp4_multiplier(raw.scales[1], step), a);
+    } else {
+      convert_bf16(raw.words[step], mx_multiplier(raw.scales[0], step / 2),
+                   mx_multiplier(raw.scales[0], 2 + step / 2), a);
     }
   }
 
   /// kScalesSums: of row `row` of the pair, in group `group`.
-  __device__ static float scale(const Raw& raw, int row, int group) {
+  __device__ static float scale(const Scales& scales, int row, int group) {
     const int at = row * kGroups + group;  // bf16 numbers
-    const uint32_t both = raw.scales[at / 2];
+    const uint32_t both = scales[at / 2];
     return __uint_as_float(at % 2 == 0 ? both << 16 : both & 0xffff0000u);
   }
 
