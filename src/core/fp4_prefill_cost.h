@@ -19,31 +19,36 @@ struct Fp4PrefillWork {
 
 namespace fp4_prefill_cost {
 
-// H200, fitted to gpt-oss-120b, R1 TP8 and R1 EP8 at 8 to 256 rows per expert: 5 % rms, 9 % at
-// most.
+// H200, fitted to both GEMMs of R1 TP8 at 8 to 256 rows per expert under every tile: 5 % rms, 13 %
+// at most.
 inline constexpr double kClock = 1.755e9;
 /// Multiplying takes time per row that is there, in steps of so many; converting takes time per
-/// tile, which three warpgroups hide only in part.
+/// tile, which other warpgroups hide only in part.
 inline constexpr int kRowStep = 32;
+/// Up to so many rows there are four warpgroups instead of three.
+inline constexpr int kLowRows = 64;
 struct Rates {
   double tile, tile_row, row;
 };
-inline Rates rates(const FragmentLayout& weights) {
-  if (weights.order == FragmentOrder::kFp8) return {600, 0.8, 4.1};
-  if (weights.format != Format::kInt4) return {495, 0.4, 4.0};
+inline Rates rates(const FragmentLayout& weights, int tile_rows) {
+  const bool low = tile_rows <= kLowRows;
+  if (weights.order == FragmentOrder::kFp8)
+    return low ? Rates{840, 5.4, 0.3} : Rates{550, 1.8, 4.2};
+  if (weights.format != Format::kInt4) return low ? Rates{660, 2.4, 2.5} : Rates{455, 1.2, 3.6};
   // Sums of groups are scaled beside the products.
-  return weights.scale_cols == 32 ? Rates{560, 0.4, 6.0} : Rates{520, 0.4, 5.0};
+  if (weights.scale_cols == 32) return low ? Rates{475, 1.9, 9.4} : Rates{380, 1.0, 6.7};
+  return low ? Rates{510, 2.6, 4.0} : Rates{425, 0.7, 5.3};
 }
 /// Clocks of everything of one expert, per stage (128 bytes of K) of one column of tiles.
 inline double stage_clocks(const FragmentLayout& weights, int tile_rows, double rows_per_expert) {
-  const Rates r = rates(weights);
+  const Rates r = rates(weights, tile_rows);
   return expected_row_tiles(rows_per_expert, tile_rows) * (r.tile + r.tile_row * tile_rows) +
          expected_row_tiles(rows_per_expert, kRowStep) * kRowStep * r.row;
 }
 /// And of the tiles' ends.
 inline double end_clocks(int tile_rows, double rows_per_expert) {
-  return expected_row_tiles(rows_per_expert, tile_rows) * 700 +
-         expected_row_tiles(rows_per_expert, kRowStep) * kRowStep * 12;
+  return expected_row_tiles(rows_per_expert, tile_rows) * 1100 +
+         expected_row_tiles(rows_per_expert, kRowStep) * kRowStep * 7;
 }
 
 }  // namespace fp4_prefill_cost

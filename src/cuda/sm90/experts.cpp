@@ -8,7 +8,6 @@
 #include "core/cost_model.h"
 #include "core/decode_cost.h"
 #include "core/expert_sort.h"
-#include "core/fp4_prefill_cost.h"
 #include "core/fragment_convert.h"
 #include "core/scale_layout.h"
 #include "core/token_rows.h"
@@ -186,15 +185,7 @@ double Sm90Experts::prefill_us(int64_t num_tokens, int64_t top_k) const {
     if (!in_fragment_order(m.rows)) {
       return std::max(read_us, grouped_gemm_clocks(config, w, num_sms) / decode_cost::kClock * 1e6);
     }
-    const int token_bytes = element_bits(operand_format(activations_)) / 8;
-    return std::max(read_us,
-                    fp4_prefill_us(config,
-                                   {.weights = m.rows.fragments,
-                                    .experts = w.experts,
-                                    .rows_per_expert = w.rows_per_expert,
-                                    .weight_rows = m.rows.num_rows,
-                                    .token_row_bytes = int64_t{m.rows.num_cols} * token_bytes},
-                                   num_sms));
+    return std::max(read_us, fp4_prefill_us(config, fragment_work(m, w), num_sms));
   };
   return steps_us + us(gate_up_, work.gate_up, configs.gate_up) +
          us(down_, work.down, configs.down);
@@ -244,16 +235,26 @@ Sm90Experts::Work Sm90Experts::work_of(int64_t num_tokens, int64_t top_k) const 
   return {gate_up, work(down_, false)};
 }
 
+Fp4PrefillWork Sm90Experts::fragment_work(const Sm90Matrices& matrices,
+                                          const GroupedGemmWork& work) const {
+  return {.weights = matrices.rows.fragments,
+          .experts = work.experts,
+          .rows_per_expert = work.rows_per_expert,
+          .weight_rows = matrices.rows.num_rows,
+          .token_row_bytes =
+              int64_t{matrices.rows.num_cols} * element_bits(operand_format(activations_)) / 8};
+}
+
 GroupedGemmConfigs Sm90Experts::select_configs(int64_t num_tokens, int64_t top_k) const {
+  const int num_sms = device_facts(device_).num_sms;
+  const Work work = work_of(num_tokens, top_k);
   if (in_fragment_order(gate_up_.rows)) {
     const GroupedGemmConfig config = select_fp4_prefill_config(
-        gate_up_.rows.fragments,
-        static_cast<double>(num_tokens * top_k) / static_cast<double>(spec_.num_experts));
+        fragment_work(gate_up_, work.gate_up), fragment_work(down_, work.down), num_sms);
     return {config, config};
   }
-  const Work work = work_of(num_tokens, top_k);
   return best_configs(configs_of(gate_up_.rows.rows.format, gate_up_.scaling), work.gate_up,
-                      work.down, device_facts(device_).num_sms);
+                      work.down, num_sms);
 }
 
 Sm90Workspace Sm90Experts::layout(int64_t max_tokens, int64_t top_k) const {

@@ -4,6 +4,7 @@
 #include <optional>
 
 #include "core/activation_format.h"
+#include "core/fp4_prefill_cost.h"
 #include "core/grouped_gemm_cost.h"
 #include "core/workspace_layout.h"
 #include "cuda/device_buffer.h"
@@ -71,6 +72,8 @@ class Sm90Experts final : public TunedExperts {
     GroupedGemmWork gate_up, down;
   };
   Work work_of(int64_t num_tokens, int64_t top_k) const;
+  /// One of them, of weights in fragment order.
+  Fp4PrefillWork fragment_work(const Sm90Matrices& matrices, const GroupedGemmWork& work) const;
   /// The cheapest ones.
   GroupedGemmConfigs select_configs(int64_t num_tokens, int64_t top_k) const;
   void prepare(Sm90Matrices& matrices, const PackedMatrices& packed) const;

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 
-#include "core/fp4_prefill_cost.h"
 #include "core/grouped_tile_scheduler.h"
 #include "cuda/sm90/fp4_prefill_kernels.h"
 #include "cuda/sm90/tensor_map.h"
@@ -77,11 +76,12 @@ std::vector<GroupedGemmConfig> fp4_prefill_configs(const FragmentLayout& weights
   return configs;
 }
 
-GroupedGemmConfig select_fp4_prefill_config(const FragmentLayout& weights, double rows_per_expert) {
+GroupedGemmConfig select_fp4_prefill_config(const Fp4PrefillWork& gate_up,
+                                            const Fp4PrefillWork& down, int num_sms) {
   const auto cost = [&](const GroupedGemmConfig& c) {
-    return fp4_prefill_cost::stage_clocks(weights, c.block_m, rows_per_expert);
+    return fp4_prefill_us(c, gate_up, num_sms) + fp4_prefill_us(c, down, num_sms);
   };
-  const std::vector<GroupedGemmConfig> configs = fp4_prefill_configs(weights);
+  const std::vector<GroupedGemmConfig> configs = fp4_prefill_configs(gate_up.weights);
   return *std::min_element(configs.begin(), configs.end(),
                            [&](const auto& a, const auto& b) { return cost(a) < cost(b); });
 }

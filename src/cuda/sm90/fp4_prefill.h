@@ -4,6 +4,7 @@
 
 #include <vector>
 
+#include "core/fp4_prefill_cost.h"
 #include "cuda/sm90/grouped_gemm.h"
 
 namespace switchyard::cuda::sm90 {
@@ -11,8 +12,9 @@ namespace switchyard::cuda::sm90 {
 /// Every tile compiled in, tallest first; block_m sorted rows times block_n weight rows.
 std::vector<GroupedGemmConfig> fp4_prefill_configs(const FragmentLayout& weights);
 
-/// The one that wastes least for about this many rows per expert.
-GroupedGemmConfig select_fp4_prefill_config(const FragmentLayout& weights, double rows_per_expert);
+/// The one under which both GEMMs of a layer, which share the sorted rows, take least.
+GroupedGemmConfig select_fp4_prefill_config(const Fp4PrefillWork& gate_up,
+                                            const Fp4PrefillWork& down, int num_sms);
 
 /// Enqueues. E4M3 rows have one scale each (or one for all).
 void fp4_prefill(const GroupedGemmJob& job, const GroupedGemmConfig& config, int num_sms,

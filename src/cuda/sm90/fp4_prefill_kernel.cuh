@@ -1,6 +1,6 @@
 #pragma once
-// The prefill kernel for 4-bit weights: a persistent grid, one loading warpgroup, three that
-// multiply.
+// The prefill kernel for 4-bit weights: a persistent grid, one loading warpgroup, three or four
+// that multiply.
 
 #include "cuda/launch.cuh"
 #include "cuda/sm90/fp4_prefill_epilogue.cuh"
@@ -51,12 +51,11 @@ __global__ void __launch_bounds__(Traits::kThreads, 1)
   }
   __syncthreads();
   wait_for_previous_kernel();
-  // 64 K registers: three consumers of 160 and a producer of 32.
   if (warpgroup == Traits::kConsumers) {
-    give_registers<32>();
+    give_registers<Traits::kProducerRegisters>();
     load_tiles(p, ring, thread);
   } else {
-    take_registers<160>();
+    take_registers<Traits::kConsumerRegisters>();
     multiply_tiles(p, ring, shared, warpgroup, thread);
   }
 }

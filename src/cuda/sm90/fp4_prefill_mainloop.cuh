@@ -1,8 +1,8 @@
 #pragma once
 // The k loop of 4-bit weights times many rows. Weight rows lie on wgmma's M and come from
-// registers, where a thread converts just the codes it multiplies; sorted rows lie on N. Three
-// warpgroups of 64 weight rows share the rows of a tile: while one converts or takes its sums out,
-// the others keep the matrix unit busy.
+// registers, where a thread converts just the codes it multiplies; sorted rows lie on N. Three or
+// four warpgroups of 64 weight rows share the rows of a tile: while one converts or takes its sums
+// out, the others keep the matrix unit busy.
 
 #include "cuda/sm90/fp4_prefill_producer.cuh"
 
@@ -103,7 +103,7 @@ struct Fp4PrefillConsumer {
       load(raw);
       wgmma_wait<1>();
       convert_half<0, false>(raw, low);
-      multiply_half<kN>(sums, low, b, k != 0);
+      multiply_half<kN>(sums, low, b, true);
       wgmma_wait<1>();
       if (k != 0) release(at.slot == 0 ? Traits::kStages - 1 : at.slot - 1);
       convert_half<1, false>(raw, high);
@@ -212,16 +212,13 @@ struct Fp4PrefillConsumer {
   }
   /// Of the first `rows` rows; the others' sums are anything.
   __device__ __forceinline__ void run(Sums& sums, int rows) {
-    // Registers are defined once for all heights, or every height would have its own.
+    // Registers are defined once for all heights, or every height would have its own. Sums that the
+    // first product sets instead of adding to zeros spilled 620 bytes.
     Sums part;
 #pragma unroll
     for (int i = 0; i < Traits::kTileRows / 2; ++i) {
-      if constexpr (Traits::kFp8 || Operand::kScalesSums) {
-        sums[i] = 0.0f;
-        asm volatile("" : "=f"(part[i]));
-      } else {
-        asm volatile("" : "=f"(sums[i]));
-      }
+      sums[i] = 0.0f;
+      if constexpr (Traits::kFp8 || Operand::kScalesSums) asm volatile("" : "=f"(part[i]));
     }
     multiply_rows<Traits::kTileRows>(sums, part, rows);
   }

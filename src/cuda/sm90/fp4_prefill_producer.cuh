@@ -2,6 +2,7 @@
 // 4-bit weights times many rows: which tile comes next, and how its operands and whatever its end
 // needs get into shared memory. By one warpgroup.
 
+#include "core/fp4_prefill_cost.h"
 #include "core/fragment_convert.h"
 #include "core/grouped_tile_scheduler.h"
 #include "cuda/sm90/fp4_prefill_kernels.h"
@@ -20,8 +21,13 @@ struct Fp4PrefillTraits {
   static constexpr int kTileRows = kRows;
   /// A tile whose last rows are no pairs multiplies a multiple of so many.
   static constexpr int kRowStep = 32;
-  static constexpr int kConsumers = 3;
+  /// As many as registers allow: the fewer rows, the longer a consumer waits beside its products.
+  static constexpr int kConsumers = kRows <= fp4_prefill_cost::kLowRows ? 4 : 3;
   static constexpr int kThreads = (kConsumers + 1) * 128;
+  /// Of the 64 K that threads share alike at first, in eights.
+  static constexpr int kProducerRegisters = 32;
+  static constexpr int kConsumerRegisters =
+      (65536 / kThreads / 8 * 8 * (kConsumers + 1) - kProducerRegisters) / kConsumers / 8 * 8;
   static constexpr int kTileWeightRows = kConsumers * kFragmentRows;
   /// A stage is 128 bytes of every row, and the weights of as many columns.
   static constexpr int kElementBytes = kFp8 ? 1 : 2;
@@ -211,9 +217,9 @@ __device__ __forceinline__ void fill_facts(const Fp4PrefillParams& p,
   }
 }
 
-/// Warps 0..2 bring a consumer's weights each: one thread issues a copy in 200-300 clocks, and a
+/// Every warp brings a consumer's weights: one thread issues a copy in 200-300 clocks, and a
 /// stage has 768 (one thread for all four copies held the kernel at 53 % of the matrix unit).
-/// Rows: by the copy engine (warp 3), or gathered 16 bytes at a time by all threads.
+/// Rows: by the copy engine (the last warp), or gathered 16 bytes at a time by all threads.
 template <class Traits>
 __device__ void load_tiles(const Fp4PrefillParams& p, const Fp4PrefillRing<Traits>& ring,
                            int thread) {
@@ -246,6 +252,7 @@ __device__ void load_tiles(const Fp4PrefillParams& p, const Fp4PrefillRing<Trait
     const int first_row = tile.row_block * Traits::kTileRows;
     const int row_block = tile.column * Traits::kConsumers + warp;
     const bool brings_weights = warp < Traits::kConsumers && row_block < p.num_row_blocks;
+    const bool brings_rows = !Traits::kGather && warp == 3;
     const uint8_t* weights =
         p.weights + tile.expert * p.expert_bytes + row_block * p.row_block_bytes;
     uint32_t from[kPasses];  // in chunks of 16 bytes
@@ -265,24 +272,24 @@ __device__ void load_tiles(const Fp4PrefillParams& p, const Fp4PrefillRing<Trait
     for (int k = 0; k < p.num_k_blocks; ++k) {
       barrier_wait(&ring.empty[at.slot], at.parity);
       if (leads) {
+        const int bytes =
+            (brings_weights ? Traits::kConsumerStage : 0) + (brings_rows ? Traits::kRowStage : 0);
+        barrier_expect(&ring.full[at.slot], static_cast<uint32_t>(bytes));
         if (brings_weights) {
           uint8_t* to =
               ring.weights + at.slot * Traits::kWeightStage + warp * Traits::kConsumerStage;
           const uint8_t* of_stage = weights + k * Traits::kConsumerStage;
           const bool whole = (k + 1) * Traits::kStageBlocks <= p.num_col_blocks;
-          barrier_expect(&ring.full[at.slot], Traits::kConsumerStage);
           bulk_load(to, of_stage, whole ? Traits::kConsumerStage : Traits::kBlockBytes,
                     &ring.full[at.slot]);
           // Past the last block rows are zeros; any finite weights will do.
           if (!whole) {
             bulk_load(to + Traits::kBlockBytes, weights, Traits::kBlockBytes, &ring.full[at.slot]);
           }
-        } else if (!Traits::kGather && warp == Traits::kConsumers) {
-          barrier_expect(&ring.full[at.slot], Traits::kRowStage);
+        }
+        if (brings_rows) {
           tensor_load(ring.rows + at.slot * Traits::kRowStage, &p.row_map, k * Traits::kBlockK,
                       first_row, &ring.full[at.slot]);
-        } else {
-          barrier_arrive(&ring.full[at.slot]);
         }
       }
       if constexpr (Traits::kGather) {
