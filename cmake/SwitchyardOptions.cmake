@@ -45,10 +45,10 @@ function(switchyard_set_isa_flags)
       set_source_files_properties(${source} PROPERTIES COMPILE_OPTIONS "${avx512};-mavx512vnni")
     elseif(source MATCHES "_avx512_bf16\\.cpp$")
       set_source_files_properties(${source} PROPERTIES
-        COMPILE_OPTIONS "${avx512};-mavx512vnni;-mavx512bf16")
+        COMPILE_OPTIONS "${avx512};-mavx512vnni;-mavx512vbmi;-mavx512bf16")
     elseif(source MATCHES "_avx512_amx\\.cpp$")
       set_source_files_properties(${source} PROPERTIES
-        COMPILE_OPTIONS "${avx512};-mavx512vnni;-mavx512bf16;-mamx-tile;-mamx-int8")
+        COMPILE_OPTIONS "${avx512};-mavx512vnni;-mavx512vbmi;-mavx512bf16;-mamx-tile;-mamx-int8")
     endif()
   endforeach()
 endfunction()

@@ -9,6 +9,11 @@
 //   row. 4-bit dwords hold columns c..c+3 in the low nibbles and c+16..c+19 in the high ones; bf16
 //   dwords hold column c in the upper half and c+1 in the lower, the order in which VDPBF16PS adds.
 //
+// MXFP4's scales end their block instead, so that each load of a loop over blocks advances by the
+// same distance, panel after panel: hardware reads ahead of that as fast as memory delivers (one
+// core of Zen 4, one row: a plain read 31 GB/s, this 31; scales before the values 18 without
+// software prefetches and 22 with them; scales apart from all values 29, and slower layers).
+//
 // A vector register therefore accumulates one output row per lane, no sum is ever horizontal, and a
 // pass over a panel touches its cache lines in ascending order.
 
@@ -62,6 +67,7 @@ struct PanelLayout {
   PanelValues values = PanelValues::kF32;
   PanelScales scales = PanelScales::kNone;
   bool zero_points = false;
+  bool scales_in_blocks = false;
   int32_t scale_cols = 0;  ///< columns per scale: 16 or a multiple of 32
   int32_t num_blocks = 0;
   int32_t num_scales = 0;  ///< per row
@@ -83,6 +89,13 @@ constexpr PanelLayout panel_layout(PanelValues values, PanelScales scales, bool 
   layout.num_blocks = static_cast<int32_t>(padded_cols / kBlockCols);
   layout.num_scales = static_cast<int32_t>(ceil_div<int64_t>(padded_cols, layout.scale_cols));
   layout.block_bytes = kPanelRows * kBlockCols * value_bits(values) / 8;
+  layout.scales_in_blocks = values == PanelValues::kFp4 && scales == PanelScales::kE8m0 &&
+                            layout.scale_cols == kBlockCols;
+  if (layout.scales_in_blocks) {
+    layout.block_bytes += kPanelRows;
+    layout.panel_bytes = int64_t{layout.num_blocks} * layout.block_bytes;
+    return layout;
+  }
   const int64_t scales_bytes = int64_t{layout.num_scales} * kPanelRows * scale_bytes(scales);
   const int64_t zeros_bytes = zero_points ? int64_t{layout.num_scales} * kPanelRows : 0;
   layout.zeros_offset = align_up<int64_t>(scales_bytes, kLineBytes);
@@ -114,6 +127,9 @@ constexpr ValueLocation value_location(const PanelLayout& layout, int64_t row, i
 
 /// Byte of a panel at which the scale of (row, col) begins.
 constexpr int64_t scale_location(const PanelLayout& layout, int64_t row, int64_t col) {
+  if (layout.scales_in_blocks) {
+    return (col / kBlockCols + 1) * layout.block_bytes - kPanelRows + row;
+  }
   return (col / layout.scale_cols * kPanelRows + row) * scale_bytes(layout.scales);
 }
 

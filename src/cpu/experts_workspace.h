@@ -28,7 +28,7 @@ struct ThreadScratch {
 inline constexpr int64_t kLeastProductRows = 1024;
 /// Panels of down that a thread takes at a time.
 constexpr int64_t panels_of_pass(int64_t num_rows) {
-  constexpr int64_t kMost = 8;
+  constexpr int64_t kMost = 32;
   return std::clamp<int64_t>(kLeastProductRows / std::max<int64_t>(num_rows, 1), 1, kMost);
 }
 

@@ -56,6 +56,10 @@ class Items {
   const int32_t* chunk_offsets_;
 };
 
+/// Neighbouring items of few rows whose products are made before any is activated: each pause lets
+/// the hardware's stream of weights run dry (one Zen 4 core, MXFP4, one row: 20 % slower without).
+constexpr int64_t kBatchRows = 24;
+
 class Worker {
  public:
   Worker(const Pass& pass, const GateUpInput& input, const GateUpOutput& output,
@@ -66,18 +70,23 @@ class Worker {
         output_(output),
         scratch_(scratch) {}
 
-  void run(const Item& item, const Item& next) const {
+  /// Products of an item, in rows [first, first + item.count) of the scratch.
+  void multiply(const Item& item, const Item& next, int64_t first) const {
     const bool gated = stage_.num_matrices == 2;
     const uint8_t* after = next.expert < 0 ? nullptr : stage_.panel(next.expert, next.panel, 0);
     const uint8_t* up = stage_.panel(item.expert, item.panel, gated ? 1 : 0);
-    if (gated) multiply(item, 0, up, scratch_.gate);
-    multiply(item, gated ? 1 : 0, after, scratch_.up);
-    activate(item);
-    store(item);
+    if (gated) multiply_panel(item, 0, up, scratch_.gate + first * kPanelRows);
+    multiply_panel(item, gated ? 1 : 0, after, scratch_.up + first * kPanelRows);
+  }
+
+  void finish(const Item& item, int64_t first) const {
+    float* products = scratch_.up + first * kPanelRows;
+    activate(item, scratch_.gate + first * kPanelRows, products);
+    store(item, products);
   }
 
  private:
-  void multiply(const Item& item, int matrix, const uint8_t* next, float* out) const {
+  void multiply_panel(const Item& item, int matrix, const uint8_t* next, float* out) const {
     MultiplyJob job{.layout = &stage_.packing.layout, .row_layout = input_.layout};
     job.panel = stage_.panel(item.expert, item.panel, matrix);
     job.next = next;
@@ -96,11 +105,11 @@ class Worker {
   }
 
   /// In place, over the up products.
-  void activate(const Item& item) const {
+  void activate(const Item& item, const float* gate, float* up) const {
     const bool gated = stage_.num_matrices == 2;
     ActivateJob job{.activation = &pass_.panels->spec.activation};
-    job.gate = gated ? scratch_.gate : nullptr;
-    job.up = scratch_.up;
+    job.gate = gated ? gate : nullptr;
+    job.up = up;
     job.gate_bias = gated ? stage_.bias(item.expert, item.panel, 0) : nullptr;
     job.up_bias = stage_.bias(item.expert, item.panel, gated ? 1 : 0);
     job.row_weights = input_.row_weights;
@@ -110,18 +119,18 @@ class Worker {
     job.weight_index = input_.weight_index == nullptr ? nullptr : input_.weight_index + item.begin;
     job.num_rows = static_cast<int32_t>(item.count);
     job.num_cols = static_cast<int32_t>(stage_.outputs_of_panel(item.panel));
-    job.out = scratch_.up;
+    job.out = up;
     pass_.panels->kernels->activate(job);
   }
 
-  void store(const Item& item) const {
+  void store(const Item& item, float* products) const {
     const Kernels& kernels = *pass_.panels->kernels;
     const PackedStage& next_stage = pass_.panels->down;
     const RowLayout& layout = next_stage.rows;
     const int64_t cols = stage_.outputs_of_panel(item.panel);
     const float* smooth = next_stage.smooth_scale(item.expert);
     for (int64_t r = 0; r < item.count; ++r) {
-      float* block = scratch_.up + r * kPanelRows;
+      float* block = products + r * kPanelRows;
       const int64_t row = item.begin + r;
       if (output_.rows == nullptr) {
         const TensorView& tensor = output_.tensor;
@@ -176,7 +185,19 @@ void gate_up(const Pass& pass, const GateUpInput& input, const GateUpOutput& out
   run_on_all(*pass.panels->executor, [&](int thread) {
     const Worker worker(pass, input, output, pass.scratch(thread));
     ItemClaim claim(sharded, pass.panels->topology->current_node());
-    while (const auto item = claim.take()) worker.run(items.at(item), items.at(claim.peek()));
+    Item batch[kBatchRows];
+    for (Item next = items.at(claim.take()); next.expert >= 0;) {
+      int64_t count = 0;
+      int64_t rows = 0;
+      do {
+        const Item item = batch[count++] = next;
+        next = items.at(claim.take());
+        worker.multiply(item, next, rows);
+        rows += item.count;
+      } while (next.expert >= 0 && rows + next.count <= kBatchRows);
+      rows = 0;
+      for (int64_t i = 0; i < count; rows += batch[i++].count) worker.finish(batch[i], rows);
+    }
   });
   if (output.rows != nullptr) finish_rows(pass, output.rows);
 }

@@ -58,7 +58,8 @@ const std::array<Level, 6>& levels() {
                         __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
                         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512cd");
     const bool vnni = avx512 && __builtin_cpu_supports("avx512vnni");
-    const bool bf16 = vnni && __builtin_cpu_supports("avx512bf16") && bf16_dots_are_two_fmas();
+    const bool bf16 = vnni && __builtin_cpu_supports("avx512vbmi") &&
+                      __builtin_cpu_supports("avx512bf16") && bf16_dots_are_two_fmas();
     return std::array<Level, 6>{
         Level{"avx2", "AVX2", avx2, &kernels_avx2},
         Level{"avx2_vnni", "AVX2 VNNI", avx2 && has_avx_vnni(), &kernels_avx2_vnni},
@@ -71,6 +72,15 @@ const std::array<Level, 6>& levels() {
 }
 
 }  // namespace
+
+/// Measured on Zen 4 only; on an Emerald Rapids software prefetches were worth 25 to 35 %.
+bool hardware_reads_ahead() {
+  static const bool amd = [] {
+    __builtin_cpu_init();
+    return __builtin_cpu_is("amd") != 0;
+  }();
+  return amd;
+}
 
 std::string why_no_kernels() {
   if (levels()[0].available) return {};

@@ -122,7 +122,10 @@ struct Avx2 {
   SWITCHYARD_INLINE I table_bytes(const uint8_t* table) {
     return _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(table)));
   }
-  SWITCHYARD_INLINE I look_up_bytes(I table, I index) { return _mm256_shuffle_epi8(table, index); }
+  /// The entry that the low nibble of each byte names, whatever its high nibble holds.
+  SWITCHYARD_INLINE I look_up_nibbles(I table, I codes) {
+    return _mm256_shuffle_epi8(table, bit_and(codes, set_int(0x0f0f0f0f)));
+  }
   /// The low nibbles of the four bytes of each dword as f32: E2M1 or (not kFp4) 0..15.
   template <bool kFp4>
   SWITCHYARD_INLINE void nibbles(I codes, F* out) {

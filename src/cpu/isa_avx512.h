@@ -107,7 +107,9 @@ struct Avx512 {
   SWITCHYARD_INLINE I table_bytes(const uint8_t* table) {
     return _mm512_broadcast_i32x4(_mm_loadu_si128(reinterpret_cast<const __m128i*>(table)));
   }
-  SWITCHYARD_INLINE I look_up_bytes(I table, I index) { return _mm512_shuffle_epi8(table, index); }
+  SWITCHYARD_INLINE I look_up_nibbles(I table, I codes) {
+    return _mm512_shuffle_epi8(table, bit_and(codes, set_int(0x0f0f0f0f)));
+  }
   /// The low nibbles of the four bytes of each dword as bf16, by VPERMW: it looks at five bits of
   /// a word, so the table is there twice. First and second pair, the first of each in the upper
   /// half.

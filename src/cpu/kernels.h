@@ -122,6 +122,10 @@ struct Kernels {
 };
 inline constexpr int kPeakChains = 12;
 
+/// Whether this CPU reads ahead of loads that advance by equal distances as fast as memory
+/// delivers, so that software prefetches only disturb it.
+bool hardware_reads_ahead();
+
 const Kernels& kernels_avx2();
 const Kernels& kernels_avx2_vnni();
 const Kernels& kernels_avx512();

@@ -66,7 +66,7 @@ class ItemClaim {
 
  private:
   Item claim() {
-    constexpr int kRuns = 4;  // of a thread, if all claimed at once
+    constexpr int kRuns = 2;  // of a thread, if all claimed at once
     for (; finished_ < items_.num_shards; ++finished_) {
       const int shard = (first_ + finished_) % items_.num_shards;
       const auto at = static_cast<size_t>(shard);

@@ -220,7 +220,7 @@ void copy_scales(const WeightMatrix& matrix, const PanelLayout& layout, int64_t 
       if ((code & special) == special) {
         throw_not_finite(name, "scale", row, group * layout.scale_cols);
       }
-      std::memcpy(out + (group * kPanelRows + r) * int64_t{sizeof(code)}, &code, sizeof(code));
+      std::memcpy(out + scale_location(layout, r, group * layout.scale_cols), &code, sizeof(code));
     }
   }
 }

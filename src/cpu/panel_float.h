@@ -115,20 +115,20 @@ template <class Isa, class Products, bool kScaled, int kVecs, int kRows>
       for (int v = 0; v < kVecs; ++v) chain[r][v] = Isa::zero();
     }
   };
-  const float* scales = slab.scales;
+  int scale_index = 0;
   const auto add_chain = [&](const F(&chain)[kRows][kVecs]) {
 #pragma GCC unroll 4
     for (int v = 0; v < kVecs; ++v) {
-      const F scale = Isa::load(scales + (first_vec + v) * Isa::kLanes);
+      const F scale = slab_scale<Isa>(slab, scale_index, first_vec + v);
 #pragma GCC unroll 16
       for (int r = 0; r < kRows; ++r) acc[r][v] = Isa::fma(chain[r][v], scale, acc[r][v]);
     }
-    scales += slab.scale_step;
+    ++scale_index;
   };
   F chain[kRows][kVecs];
   for (int b = 0; b < slab.num_blocks; ++b) {
-    const uint8_t* block = unit_address<Isa, kValues>(slab.values, first_vec, 0) +
-                           int64_t{b} * values_block_bytes(kValues);
+    const uint8_t* block =
+        unit_address<Isa, kValues>(slab.values, first_vec, 0) + b * slab.block_bytes;
     const int32_t* zeros = slab.zeros + b * kPanelRows + first_vec * Isa::kLanes;
     const int64_t row_offset = int64_t{b} * Products::kRowBytes;
     const auto prefetch = Prefetch<kValues>::of(slab, b, first_vec == 0);
@@ -170,7 +170,7 @@ static void decode_floats(const Slab& slab, uint8_t* out) {
   constexpr int kColumns = columns_per_load(kValues);
   constexpr int kUnitColumns = columns_per_load(kTo);
   for (int b = 0; b < slab.num_blocks; ++b, out += values_block_bytes(kTo)) {
-    const uint8_t* block = slab.values + int64_t{b} * values_block_bytes(kValues);
+    const uint8_t* block = slab.values + b * slab.block_bytes;
     const auto prefetch = Prefetch<kValues>::of(slab, b, true);
 #pragma GCC unroll 8
     for (int load = 0; load < kBlockCols / kColumns; ++load) {
@@ -223,8 +223,7 @@ static void float_slab(const MultiplyJob& job, Slab slab, bool fresh) {
     float_rows<Isa, FloatProducts<Isa, kValues>, kScaled, kTileRows>(job, slab, fresh);
   } else if constexpr (!kCheap && !Isa::kDecodesBesideProducts) {
     decode_floats<Isa, kValues, PanelValues::kF32>(slab, job.scratch->decoded);
-    slab.values = job.scratch->decoded;
-    slab.ahead = nullptr;
+    slab.take_decoded(job.scratch->decoded, PanelValues::kF32);
     float_rows<Isa, FloatProducts<Isa, PanelValues::kF32>, kScaled, kTileRows>(job, slab, fresh);
   }
 }
@@ -241,8 +240,7 @@ static void pair_slab(const MultiplyJob& job, Slab slab, bool fresh) {
   }
   if constexpr (!kStored) {
     decode_floats<Isa, kValues, PanelValues::kBf16>(slab, job.scratch->decoded);
-    slab.values = job.scratch->decoded;
-    slab.ahead = nullptr;
+    slab.take_decoded(job.scratch->decoded, PanelValues::kBf16);
     float_rows<Isa, PairProducts<Isa, PanelValues::kBf16>, kScaled, kTileRows>(job, slab, fresh);
   }
 }

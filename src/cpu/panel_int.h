@@ -32,11 +32,11 @@ struct IntBlock {
     if constexpr (kNibbles) {
       I codes = Isa::load_int(address(block, vec, step % 4));
       if (step >= 4) codes = Isa::template shift_right<4>(codes);
-      codes = Isa::bit_and(codes, Isa::set_int(0x0f0f0f0f));
       if constexpr (kValues == PanelValues::kFp4) {
-        codes = Isa::look_up_bytes(Isa::table_bytes(kFp4Unsigned), codes);
+        return Isa::look_up_nibbles(Isa::table_bytes(kFp4Unsigned), codes);
+      } else {
+        return Isa::bit_and(codes, Isa::set_int(0x0f0f0f0f));
       }
-      return codes;
     } else {
       return Isa::load_int(address(block, vec, step));
     }
@@ -86,9 +86,8 @@ template <class Isa, PanelValues kValues, IntBytes kBytes, bool kHalf, bool kZer
   };
   load_sums(fresh);
   if (kInMemory) store_sums();
-  const float* slab_scales = slab.scales;
   for (int b = 0; b < slab.num_blocks; ++b) {
-    const uint8_t* block = Block::address(slab.values, first_vec, 0) + b * Block::kBlockBytes;
+    const uint8_t* block = Block::address(slab.values, first_vec, 0) + b * slab.block_bytes;
     const auto prefetch = Prefetch<kValues>::of(slab, b, first_vec == 0);
 #pragma GCC unroll 2
     for (int part = 0; part < kParts; ++part) {
@@ -129,9 +128,8 @@ template <class Isa, PanelValues kValues, IntBytes kBytes, bool kHalf, bool kZer
       F scales[kVecs];
 #pragma GCC unroll 4
       for (int v = 0; v < kVecs; ++v) {
-        scales[v] = Isa::load(slab_scales + (first_vec + v) * Isa::kLanes);
+        scales[v] = slab_scale<Isa>(slab, b * kParts + part, first_vec + v);
       }
-      slab_scales += slab.scale_step;
 #pragma GCC unroll 16
       for (int r = 0; r < kRows; ++r) {
         const F row_scale = Isa::set(rows[r].scales[b]);
@@ -155,7 +153,7 @@ static void widen_weights(const Slab& slab, uint8_t* out) {
   using Bytes = IntBlock<Isa, PanelValues::kInt8, IntBytes::kWide>;
   using Words = IntBlock<Isa, PanelValues::kInt8, IntBytes::kWords>;
   for (int b = 0; b < slab.num_blocks; ++b, out += Words::kBlockBytes) {
-    const uint8_t* block = slab.values + b * Bytes::kBlockBytes;
+    const uint8_t* block = slab.values + b * slab.block_bytes;
 #pragma GCC unroll 8
     for (int quad = 0; quad < 8; ++quad) {
 #pragma GCC unroll 4
@@ -174,7 +172,7 @@ template <class Isa, PanelValues kValues>
 static void decode_bytes(const Slab& slab, uint8_t* out) {
   using Block = IntBlock<Isa, kValues, IntBytes::kNarrow>;
   for (int b = 0; b < slab.num_blocks; ++b) {
-    const uint8_t* block = slab.values + b * Block::kBlockBytes;
+    const uint8_t* block = slab.values + b * slab.block_bytes;
     const auto prefetch = Prefetch<kValues>::of(slab, b, true);
 #pragma GCC unroll 8
     for (int quad = 0; quad < 8; ++quad) {
@@ -255,8 +253,8 @@ static void tile_register_rows(const MultiplyJob& job, const Slab& slab, bool fr
                        static_cast<size_t>(slab.num_blocks) * kBlockCols);
     }
     for (int b = 0; b < slab.num_blocks; ++b) {
-      Tiles::multiply(slab.values + b * kPanelRows * kBlockCols, values[0] + b * kBlockCols,
-                      kRowBytes, sums);
+      Tiles::multiply(slab.values + b * slab.block_bytes, values[0] + b * kBlockCols, kRowBytes,
+                      sums);
       const int block = slab.first_block + b;
       for (int r = 0; r < count; ++r) {
         const auto* scales =
@@ -270,7 +268,7 @@ static void tile_register_rows(const MultiplyJob& job, const Slab& slab, bool fr
             const int32_t* zeros = slab.zeros + b * kPanelRows + v * Isa::kLanes;
             correction = Isa::times_zeros(Isa::load_int(zeros), correction);
           }
-          const auto scale = Isa::load(slab.scales + b * slab.scale_step + v * Isa::kLanes);
+          const auto scale = slab_scale<Isa>(slab, b, v);
           const auto sum = Isa::add_int(Isa::load_int(sums[v][r]), correction);
           float* out = job.out + int64_t{begin + r} * kPanelRows + v * Isa::kLanes;
           Isa::store(out, Isa::fma(Isa::to_float(sum), Isa::mul(scale, row_scale),
@@ -294,7 +292,7 @@ static void int_slab(const MultiplyJob& job, Slab slab, bool fresh) {
     if (job.num_rows >= kMinTileRegisterRows) {
       if constexpr (!kInt8) {
         decode_bytes<Isa, kValues>(slab, job.scratch->decoded);
-        slab.values = job.scratch->decoded;
+        slab.take_decoded(job.scratch->decoded, PanelValues::kInt8);
       }
       return tile_register_rows<Isa, kZeros>(job, slab, fresh);
     }
@@ -304,15 +302,15 @@ static void int_slab(const MultiplyJob& job, Slab slab, bool fresh) {
   }
   if constexpr (kDecodes && kInt8) {
     for (int first = 0; first < slab.num_blocks; first += kWordBlocks) {
-      Slab part = blocks_of(slab, kValues, first, kWordBlocks);
+      Slab part = blocks_of(slab, first, kWordBlocks);
       widen_weights<Isa>(part, job.scratch->decoded);
       part.values = job.scratch->decoded;
+      part.block_bytes = IntBlock<Isa, PanelValues::kInt8, kWords>::kBlockBytes;
       int_rows<Isa, PanelValues::kInt8, kWords, kHalf, kZeros>(job, part, fresh && first == 0);
     }
   } else if constexpr (kDecodes) {
     decode_bytes<Isa, kValues>(slab, job.scratch->decoded);
-    slab.values = job.scratch->decoded;
-    slab.ahead = nullptr;
+    slab.take_decoded(job.scratch->decoded, PanelValues::kInt8);
     int_rows<Isa, PanelValues::kInt8, kNarrow, kHalf, kZeros>(job, slab, fresh);
   }
 }

@@ -22,7 +22,12 @@ constexpr float scale_factor(PanelValues values, bool integer) {
 
 static void aim_prefetch(const MultiplyJob& job, Slab& slab) {
   const PanelLayout& layout = *job.layout;
-  int64_t distance = prefetch_bytes(layout.values, job.row_layout->integer() && job.num_rows == 1);
+  const bool one_integer_row = job.row_layout->integer() && job.num_rows == 1;
+  if (one_integer_row && layout.scales_in_blocks && hardware_reads_ahead()) {
+    slab.ahead = nullptr;
+    return;
+  }
+  int64_t distance = prefetch_bytes(layout.values, one_integer_row);
   if (shares_prefetches(job)) {
     const int blocks = layout.num_blocks < kSlabBlocks ? layout.num_blocks : kSlabBlocks;
     distance = int64_t{blocks} * layout.block_bytes;
@@ -34,6 +39,7 @@ static void aim_prefetch(const MultiplyJob& job, Slab& slab) {
   slab.beyond = next + start - (layout.panel_bytes - layout.values_offset) + layout.values_offset;
   slab.switch_at = left <= 0 ? 0 : static_cast<int>(left / layout.block_bytes);
   const auto lines = static_cast<int>(layout.values_offset / kLineBytes);
+  slab.ahead_step = layout.block_bytes;
   slab.header_lines = (lines + layout.num_blocks - 1) / layout.num_blocks;
   slab.header_blocks = lines == 0 ? 0 : (lines + slab.header_lines - 1) / slab.header_lines;
   slab.header_blocks -= slab.first_block;
@@ -55,8 +61,13 @@ static void multiply(const MultiplyJob& job) {
     slab.num_blocks =
         layout.num_blocks - first < kSlabBlocks ? layout.num_blocks - first : kSlabBlocks;
     slab.values = job.panel + layout.values_offset + int64_t{first} * layout.block_bytes;
+    slab.block_bytes = layout.block_bytes;
     aim_prefetch(job, slab);
-    if (has_scales(layout.values)) {
+    if (layout.scales_in_blocks) {
+      slab.codes = slab.values + scale_location(layout, 0, 0);
+      slab.code_step = layout.block_bytes;
+      slab.factor = factor;
+    } else if (has_scales(layout.values)) {
       if (slab.scale_step != 0 || first == 0) {
         const int count = slab.scale_step == 0 ? 1 : slab.num_blocks;
         expand_scales<Isa>(layout, job.panel, first, count, factor, job.scratch->scales);

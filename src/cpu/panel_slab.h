@@ -28,9 +28,19 @@ struct Count {
   static constexpr int value = kValue;
 };
 
+constexpr int values_block_bytes(PanelValues values) {
+  return kPanelRows * kBlockCols * value_bits(values) / 8;
+}
+
 /// What a tile works on: some blocks of one panel, expanded or as stored.
 struct Slab {
   const uint8_t* values = nullptr;  // of the slab's first block
+  int64_t block_bytes = 0;          // from one block to the next
+  // Scales: stored E8M0 codes, 32 per block, to be multiplied by `factor`; else, where null,
+  // expanded ones.
+  const uint8_t* codes = nullptr;
+  int64_t code_step = 0;
+  float factor = 1.0f;
   const float* scales = nullptr;    // [num_blocks or twice that][32], or
   int64_t scale_step = kPanelRows;  // 0: the same 32 for all blocks
   const int32_t* zeros = nullptr;   // [num_blocks][32]
@@ -42,6 +52,7 @@ struct Slab {
   // Null: nothing.
   const uint8_t* ahead = nullptr;
   const uint8_t* beyond = nullptr;
+  int64_t ahead_step = 0;
   int switch_at = 0;
   const uint8_t* header = nullptr;
   int header_lines = 0;
@@ -49,7 +60,24 @@ struct Slab {
   // Blocks [prefetch_begin, prefetch_end) of them do so.
   int prefetch_begin = 0;
   int prefetch_end = kSlabBlocks;
+
+  /// The same blocks with their values decoded, and already prefetched.
+  void take_decoded(const uint8_t* decoded, PanelValues as) {
+    values = decoded;
+    block_bytes = values_block_bytes(as);
+    ahead = nullptr;
+  }
 };
+
+/// Vector `vec` of the scales that scale `index` of every row makes.
+template <class Isa>
+SWITCHYARD_INLINE typename Isa::F slab_scale(const Slab& slab, int index, int vec) {
+  if (slab.codes == nullptr) {
+    return Isa::load(slab.scales + index * slab.scale_step + vec * Isa::kLanes);
+  }
+  const uint8_t* codes = slab.codes + index * slab.code_step + vec * Isa::kLanes;
+  return Isa::mul(load_scales<Isa>(codes, PanelScales::kE8m0), Isa::set(slab.factor));
+}
 
 /// Tiles of rows that go over the same blocks share the prefetches among them: tile `tile` of
 /// `tiles` does those of its part of the blocks.
@@ -64,17 +92,6 @@ SWITCHYARD_INLINE void prefetch_line(const uint8_t* p) {
   _mm_prefetch(reinterpret_cast<const char*>(p), kHint);
 }
 
-constexpr int values_block_bytes(PanelValues values) {
-  switch (values) {
-    case PanelValues::kFp4:
-    case PanelValues::kInt4: return kPanelRows * kBlockCols / 2;
-    case PanelValues::kBf16:
-    case PanelValues::kF16: return kPanelRows * kBlockCols * 2;
-    case PanelValues::kF32: return kPanelRows * kBlockCols * 4;
-    default: return kPanelRows * kBlockCols;
-  }
-}
-
 /// Prefetches for one block, spread over its work: a burst would fill the miss buffers.
 template <PanelValues kValues>
 struct Prefetch {
@@ -86,8 +103,10 @@ struct Prefetch {
     for (int i = 0; block < slab.header_blocks && i < slab.header_lines; ++i) {
       prefetch_line<kValues>(slab.header + (int64_t{block} * slab.header_lines + i) * kLineBytes);
     }
-    return {(block < slab.switch_at ? slab.ahead : slab.beyond) +
-            int64_t{block} * values_block_bytes(kValues)};
+    const uint8_t* next =
+        (block < slab.switch_at ? slab.ahead : slab.beyond) + block * slab.ahead_step;
+    if (slab.codes != nullptr) prefetch_line<kValues>(next + values_block_bytes(kValues));
+    return {next};
   }
   /// Part `part` of `parts` of the block's lines.
   SWITCHYARD_INLINE void step(const Prefetch& prefetch, int part, int parts) {
@@ -100,9 +119,10 @@ struct Prefetch {
 };
 
 /// Blocks [first, first + count) of a slab, as far as it has them.
-SWITCHYARD_INLINE Slab blocks_of(Slab slab, PanelValues values, int first, int count) {
-  const int64_t bytes = int64_t{first} * values_block_bytes(values);
+SWITCHYARD_INLINE Slab blocks_of(Slab slab, int first, int count) {
+  const int64_t bytes = first * slab.block_bytes;
   slab.values += bytes;
+  slab.codes += first * slab.code_step;
   slab.scales += first * slab.scale_step * (slab.half_scales ? 2 : 1);
   slab.zeros += first * kPanelRows;
   slab.first_block += first;

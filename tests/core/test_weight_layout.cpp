@@ -49,6 +49,25 @@ TEST(WeightLayout, PackedBytesEqualStoredBytes) {
   EXPECT_EQ(bf16.panel_bytes, 32 * 2048 * 2);
 }
 
+TEST(WeightLayout, BlocksOfMxfp4EndWithTheirScales) {
+  for (const int64_t cols : {32, 768, 2880}) {
+    const PanelLayout layout = panel_layout(PanelValues::kFp4, PanelScales::kE8m0, false, 32, cols);
+    ASSERT_TRUE(layout.scales_in_blocks);
+    std::set<int64_t> bytes;
+    for (int64_t row = 0; row < kPanelRows; ++row) {
+      for (int64_t col = 0; col < cols; ++col) {
+        bytes.insert(value_location(layout, row, col).byte);
+        bytes.insert(scale_location(layout, row, col));
+        ASSERT_EQ(scale_location(layout, row, col) / layout.block_bytes, col / kBlockCols);
+      }
+    }
+    EXPECT_EQ(std::ssize(bytes), layout.panel_bytes) << "every byte is a place, and no other";
+    EXPECT_EQ(*bytes.rbegin(), layout.panel_bytes - 1);
+  }
+  EXPECT_FALSE(panel_layout(PanelValues::kFp4, PanelScales::kE4m3, false, 16, 64).scales_in_blocks);
+  EXPECT_FALSE(panel_layout(PanelValues::kFp4, PanelScales::kE8m0, false, 64, 64).scales_in_blocks);
+}
+
 /// Random bits of a stored matrix, with every stride the library accepts.
 struct Stored {
   std::vector<uint8_t> values, scales;

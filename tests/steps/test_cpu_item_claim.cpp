@@ -46,8 +46,8 @@ TEST(ItemClaim, EveryItemOnceWhateverTheThreadsTakeAtATime) {
 TEST(ItemClaim, RunsAreLongAtFirstAndEndWithOneItem) {
   ShardedItems items(1, 2, [](int64_t) { return 200; });
   ItemClaim claim(items, 0);
-  EXPECT_EQ(claim.take(1000).count, 25);  // an eighth: two threads, four runs each
-  EXPECT_EQ(claim.take(1000).count, 21);
+  EXPECT_EQ(claim.take(1000).count, 50);  // a quarter: two threads, two runs each
+  EXPECT_EQ(claim.take(1000).count, 37);
   ItemClaim::Item last;
   while (const auto item = claim.take(1000)) last = item;
   EXPECT_EQ(last.count, 1);
