@@ -224,24 +224,28 @@ def gpu_prefill():
         return origin
     cases = {}
     for row in record["results"]:
-        for gemm in ("gate_up", "down"):
-            cases.setdefault((row["operands"], row["model"], row["tokens"], gemm), []).append(
-                (row[f"{gemm}_us"], row[f"{gemm}_predicted_us"], row[f"{gemm}_chosen"], f"{row['block_m']} x {row['block_n']}"))
-    lines = [f"{origin} {len({key[1] for key in cases})} models, T = 1 to 16384.", "",
-             "| operands | GEMMs | chosen / best tile: mean | above 1.15 | worst | predicted / measured, middle 90 % |",
+        cases.setdefault((row["operands"], row["model"], row["tokens"]), []).append(row)
+    taken = {key: tiles for key, tiles in cases.items() if not tiles[0].get("decode")}
+    lines = [f"{origin} {len({model for _, model, _ in cases})} models, T = 1 to 16384: {len(cases)} batches, of which layers give "
+             f"{len(taken)} to these kernels.", "",
+             "| operands | batches | chosen / best tiles: mean | above 1.15 | worst | predicted / measured, middle 90 % |",
              "|---|---|---|---|---|---|"]
     for operands in sorted({key[0] for key in cases}):
         losses, fits = [], []
-        for key, tiles in cases.items():
-            chosen = [tile for tile in tiles if tile[2]]
-            if key[0] != operands or not chosen:
+        for (kind, model, tokens), tiles in taken.items():
+            if kind != operands:
                 continue
-            losses.append((chosen[0][0] / min(tile[0] for tile in tiles), key, chosen[0][3]))
-            fits.append(chosen[0][1] / chosen[0][0])
+            # gate_up's height is the sort's unit, which down's divides.
+            pairs = [(first["gate_up_us"] + second["down_us"], first, second) for first in tiles for second in tiles
+                     if first["block_m"] % second["block_m"] == 0]
+            us, first, second = next(pair for pair in pairs if pair[1]["gate_up_chosen"] and pair[2]["down_chosen"])
+            which = ", ".join(f"{tile['block_m']} x {tile['block_n']}" for tile in (first, second))
+            losses.append((us / min(pair[0] for pair in pairs), f"{model}, T = {tokens}, {which}"))
+            fits.append((first["gate_up_predicted_us"] + second["down_predicted_us"]) / us)
         fits.sort()
-        worst, key, tile = max(losses)
-        lines.append(f"| {operands} | {len(losses)} | {sum(loss for loss, _, _ in losses) / len(losses):.3f} | "
-                     f"{sum(loss > 1.15 for loss, _, _ in losses)} | {worst:.2f} ({key[1]}, T = {key[2]}, {key[3]}, {tile}) | "
+        worst, which = max(losses)
+        lines.append(f"| {operands} | {len(losses)} | {sum(loss for loss, _ in losses) / len(losses):.3f} | "
+                     f"{sum(loss > 1.15 for loss, _ in losses)} | {worst:.2f} ({which}) | "
                      f"{fits[len(fits) // 20]:.2f} to {fits[-1 - len(fits) // 20]:.2f} |")
     return "\n".join(lines)
 

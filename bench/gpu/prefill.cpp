@@ -1,8 +1,8 @@
 // Times the prefill GEMMs of the built-in models under every tile that is compiled, beside what the
 // cost model predicts for it and what the machine allows: one launch of gate and up, rows gathered
 // and activated, and one of down. Writes one JSON record; prints the same as a table and how far
-// the model's choice is from the best tile. Then two layers' GEMMs in bursts from a cool start and
-// sustained, beside the matrix units in the same protocol.
+// the model's choice is from the best tile, over batches that these kernels take. Then two layers'
+// GEMMs in bursts from a cool start and sustained, beside the matrix units in the same protocol.
 
 #include <fmt/format.h>
 
@@ -21,7 +21,7 @@
 #include "core/activation_format.h"
 #include "core/cost_model.h"
 #include "core/expert_sort.h"
-#include "core/grouped_gemm_cost.h"
+#include "core/kernel_family.h"
 #include "cuda/check.h"
 #include "cuda/matrix_rate.h"
 #include "cuda/quantize.h"
@@ -299,6 +299,7 @@ struct Choice {
   std::vector<GroupedGemmConfig> configs;
   GroupedGemmWork gate_up, down;
   GroupedGemmConfigs chosen;
+  bool is_decode = false;  ///< a layer would take the kernels of few rows
 
   Choice(const LayerSpec& spec, const Operands& operands, const Layer& layer, const Rows& input,
          int64_t tokens) {
@@ -311,7 +312,21 @@ struct Choice {
     gate_up.long_activation = is_long(spec.activation.kind);
     down = work(layer.down.weights, false);
     configs = sm90::configs_of(operands.format, scaling);
-    chosen = best_configs(configs, gate_up, down, cuda::device_facts(0).num_sms);
+    const int num_sms = cuda::device_facts(0).num_sms;
+    chosen = best_configs(configs, gate_up, down, num_sms);
+    const auto matrix = [&](const WeightRows& w) {
+      return LayerMatrix{
+          .loop = operands.format == Format::kBf16 ? DecodeLoop::kBf16 : DecodeLoop::kBytes,
+          .weight_rows = w.num_rows,
+          .token_row_bytes = w.rows.row_bytes,
+          .expert_bytes = static_cast<double>(w.expert_bytes)};
+    };
+    const bool quantizes = operands.activations != ActivationFormat::kNone;
+    const double us = prefill_steps_us(quantizes) +
+                      grouped_gemm_us(chosen.gate_up, gate_up, num_sms) +
+                      grouped_gemm_us(chosen.down, down, num_sms);
+    is_decode = decodes({spec.num_experts, spec.top_k, tokens}, matrix(layer.gate_up.weights),
+                        matrix(layer.down.weights), us, num_sms);
   }
 };
 
@@ -387,7 +402,8 @@ class Bench {
       time_config(spec, operands, layer, input, tokens, run);
       runs.push_back(run);
     }
-    for (const Run& run : runs) add(shape, operands, tokens, run, choice.chosen);
+    for (const Run& run : runs) add(shape, operands, tokens, run, choice);
+    if (choice.is_decode) return;
     compare(runs, choice.chosen, fmt::format("{} {} T {}", shape.name, operands.name, tokens));
   }
 
@@ -424,7 +440,7 @@ class Bench {
   }
 
   void add(const ModelShape& shape, const Operands& operands, int64_t tokens, const Run& run,
-           const GroupedGemmConfigs& chosen) {
+           const Choice& choice) {
     const LayerSpec& spec = shape.spec;
     const double matrix = 2.0 * static_cast<double>(tokens * spec.top_k) *
                           static_cast<double>(spec.expert_width() * spec.intermediate_size);
@@ -439,10 +455,12 @@ class Bench {
     const double first_share = share(first_flops, run.gate_up_us);
     const double second_share = share(matrix, run.down_us);
     const auto tflops = [](double flops, double us) { return flops / us * 1e-6; };
-    const bool first = run.config == chosen.gate_up, second = run.config == chosen.down;
+    const bool first = run.config == choice.chosen.gate_up;
+    const bool second = run.config == choice.chosen.down;
     rows_.push_back({{"model", shape.name},
                      {"operands", operands.name},
                      {"tokens", tokens},
+                     {"decode", choice.is_decode},
                      {"block_m", run.config.block_m},
                      {"block_n", run.config.block_n},
                      {"gate_up_chosen", first},

@@ -6,9 +6,9 @@
 #include <cmath>
 
 #include "core/cost_model.h"
-#include "core/decode_cost.h"
 #include "core/expert_sort.h"
 #include "core/fragment_convert.h"
+#include "core/kernel_family.h"
 #include "core/scale_layout.h"
 #include "core/token_rows.h"
 #include "cuda/check.h"
@@ -27,8 +27,6 @@ namespace {
 constexpr int64_t kChunkPairs = int64_t{1} << 18;
 /// Two counters, in the sort's unit of zeroing.
 constexpr int64_t kTileCounterBytes = 16;
-/// At which the prefill kernels read weights when those are the traffic (bf16 R1 EP8, T = 64).
-constexpr double kPrefillReadGbps = 4200;
 /// The sums of INT8 products stay exact in s32.
 constexpr int64_t kMaxInt8Columns = (int64_t{1} << 31) / (128 * 128) - 1;
 
@@ -144,51 +142,36 @@ Sm90Experts::Sm90Experts(const LayerSpec& spec, const PackedMatrices& gate_up,
 
 bool Sm90Experts::is_decode(int64_t num_tokens, int64_t top_k) const {
   if (!has_prefill_) return true;
-  // Decode tiles of the largest height are slower than the prefill kernels at any size.
-  return decode_ && num_tokens <= kDecodeMaxTokens &&
-         decode_unit_size(num_tokens, top_k, spec_.num_experts) < kDecodeMaxUnit &&
-         decode_us(num_tokens, top_k) <= prefill_us(num_tokens, top_k);
+  const BatchSize batch{spec_.num_experts, top_k, num_tokens};
+  return decode_ && decodes(batch, layer_matrix(gate_up_), layer_matrix(down_),
+                            prefill_us(num_tokens, top_k), device_facts(device_).num_sms);
 }
 
-double Sm90Experts::decode_us(int64_t num_tokens, int64_t top_k) const {
-  const int num_sms = device_facts(device_).num_sms;
+LayerMatrix Sm90Experts::layer_matrix(const Sm90Matrices& m) const {
   const int token_bytes = element_bits(operand_format(activations_)) / 8;
-  const double experts = expected_distinct_experts(spec_.num_experts, top_k, num_tokens);
-  const auto us = [&](const WeightRows& w) {
-    const DecodeLoop loop = in_fragment_order(w) ? w.fragments.order == FragmentOrder::kFp8
-                                                       ? DecodeLoop::kFp4ToFp8
-                                                       : DecodeLoop::kFp4ToBf16
-                            : token_bytes == 2   ? DecodeLoop::kBf16
-                                                 : DecodeLoop::kBytes;
-    return decode_gemm_us(
-        {.experts = experts,
-         .rows_per_expert = static_cast<double>(num_tokens * top_k) / std::max(experts, 1.0),
-         .unit_size = decode_unit_size(num_tokens, top_k, spec_.num_experts),
-         .weight_rows = w.num_rows,
-         .token_row_bytes = int64_t{w.num_cols} * token_bytes,
-         .expert_bytes = static_cast<double>(w.expert_bytes)},
-        loop, num_sms);
-  };
-  return us(gate_up_.rows) + us(down_.rows);
+  const WeightRows& w = m.rows;
+  return {.loop = in_fragment_order(w) ? w.fragments.order == FragmentOrder::kFp8
+                                             ? DecodeLoop::kFp4ToFp8
+                                             : DecodeLoop::kFp4ToBf16
+                  : token_bytes == 2   ? DecodeLoop::kBf16
+                                       : DecodeLoop::kBytes,
+          .weight_rows = w.num_rows,
+          .token_row_bytes = int64_t{w.num_cols} * token_bytes,
+          .expert_bytes = static_cast<double>(w.expert_bytes)};
 }
 
 double Sm90Experts::prefill_us(int64_t num_tokens, int64_t top_k) const {
-  // The steps around the GEMMs do not overlap: 15 us, and two more of quantisation.
-  const double steps_us = activations_ == ActivationFormat::kNone ? 15 : 28;
   const int num_sms = device_facts(device_).num_sms;
   const GroupedGemmConfigs configs = select_configs(num_tokens, top_k);
   const Work work = work_of(num_tokens, top_k);
   const auto us = [&](const Sm90Matrices& m, const GroupedGemmWork& w,
                       const GroupedGemmConfig& config) {
-    const double read_us =
-        w.experts * static_cast<double>(m.rows.expert_bytes) / (kPrefillReadGbps * 1e3);
-    if (!in_fragment_order(m.rows)) {
-      return std::max(read_us, grouped_gemm_clocks(config, w, num_sms) / decode_cost::kClock * 1e6);
-    }
-    return std::max(read_us, fp4_prefill_us(config, fragment_work(m, w), num_sms));
+    if (!in_fragment_order(m.rows)) return grouped_gemm_us(config, w, num_sms);
+    return std::max(prefill_read_us(w.experts, static_cast<double>(m.rows.expert_bytes)),
+                    fp4_prefill_us(config, fragment_work(m, w), num_sms));
   };
-  return steps_us + us(gate_up_, work.gate_up, configs.gate_up) +
-         us(down_, work.down, configs.down);
+  return prefill_steps_us(activations_ != ActivationFormat::kNone) +
+         us(gate_up_, work.gate_up, configs.gate_up) + us(down_, work.down, configs.down);
 }
 
 void Sm90Experts::prepare(Sm90Matrices& matrices, const PackedMatrices& packed) const {

@@ -5,7 +5,7 @@
 
 #include "core/activation_format.h"
 #include "core/fp4_prefill_cost.h"
-#include "core/grouped_gemm_cost.h"
+#include "core/kernel_family.h"
 #include "core/workspace_layout.h"
 #include "cuda/device_buffer.h"
 #include "cuda/quantize.h"
@@ -80,8 +80,8 @@ class Sm90Experts final : public TunedExperts {
 
   /// Whether a batch goes through the decode kernels.
   bool is_decode(int64_t num_tokens, int64_t top_k) const;
-  /// Expected time on either path, less what both have.
-  double decode_us(int64_t num_tokens, int64_t top_k) const;
+  LayerMatrix layer_matrix(const Sm90Matrices& matrices) const;
+  /// Expected time, less what the decode kernels take around their GEMMs.
   double prefill_us(int64_t num_tokens, int64_t top_k) const;
 
   // The steps, in order.
