@@ -82,7 +82,7 @@ SWITCHYARD_HOST_DEVICE constexpr const char* why_invalid(const GroupedGemmConfig
            "scale";
   }
   if (c.block_n > 256) return "wgmma's N and a box of the copy engine end at 256";
-  if (c.num_stages < 2) return "the ring needs two stages";
+  if (c.num_stages < 3) return "the ring needs three stages: promoted sums span two k blocks";
   if (shared_layout(c).bytes > kSm90SharedBytes) return "shared memory exceeds 227 KB";
   return nullptr;
 }

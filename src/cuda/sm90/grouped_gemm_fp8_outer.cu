@@ -5,6 +5,7 @@ namespace {
 constexpr GroupedGemmVariants kVariants[] = {
     SWITCHYARD_GEMM_VARIANTS(MmaType::kE4m3, Scaling::kOuter, kTallTile),
     SWITCHYARD_GEMM_VARIANTS(MmaType::kE4m3, Scaling::kOuter, kSquareTile),
+    SWITCHYARD_GEMM_VARIANTS(MmaType::kE4m3, Scaling::kOuter, kWideTile),
     SWITCHYARD_GEMM_VARIANTS(MmaType::kE4m3, Scaling::kOuter, kLowTile)};
 }
 GroupedGemmVariantList fp8_outer_variants() { return {kVariants, std::size(kVariants)}; }

@@ -19,50 +19,43 @@ class BlockScales {
     for (int h = 0; h < 2; ++h) {
       const int32_t row = __float_as_int(margin.scale[first_row + 8 * h]);
       row_[h] = p.row_scales + int64_t{row} * p.row_scale_stride;
-      rows_[h] = margin.block_scale[first_row + 8 * h][quad_lane_];
+      next_rows_[h] = margin.block_scale[first_row + 8 * h][quad_lane_];
     }
 #pragma unroll
     for (int i = 0; i < Traits::kParts; ++i) {
       const int part = side * Traits::kParts + i;
       weight_[i] = weight_scales(p, tile.expert, tile.column * (Traits::kBlockN / 128) + part);
-      weights_[i] = margin.weight_scale[part][quad_lane_];
+      next_weights_[i] = margin.weight_scale[part][quad_lane_];
     }
-    fetch(kMarginScales);
   }
-  /// Of the sums of k block k and the part-th 128 columns: [row half][even or odd column]. k counts
-  /// up from 0, part inside.
-  __device__ __forceinline__ void take(int k, int part, float (&scale)[4]) {
-    constexpr unsigned kAll = ~0u;
-    const float low = __shfl_sync(kAll, rows_[0], k % 4, 4);
-    const float high = __shfl_sync(kAll, rows_[1], k % 4, 4);
-    const float even = __shfl_sync(kAll, weights_[part].x, k % 4, 4);
-    const float odd = __shfl_sync(kAll, weights_[part].y, k % 4, 4);
-    scale[0] = low * even, scale[1] = low * odd;
-    scale[2] = high * even, scale[3] = high * odd;
-    if (part < Traits::kParts - 1 || k % 4 < 3) return;
+  /// Before k blocks k to k + 3: takes theirs and asks for those of the four after them.
+  __device__ __forceinline__ void advance(int k) {
 #pragma unroll
     for (int h = 0; h < 2; ++h) rows_[h] = next_rows_[h];
 #pragma unroll
     for (int i = 0; i < Traits::kParts; ++i) weights_[i] = next_weights_[i];
-    fetch(k + 5);
+    // Past the end those of the last block: a load under a condition would be waited for at once.
+    const int mine = min(k + kMarginScales + quad_lane_, p_.num_k_blocks - 1);
+#pragma unroll
+    for (int h = 0; h < 2; ++h) next_rows_[h] = __ldg(row_[h] + mine * p_.row_scale_step);
+#pragma unroll
+    for (int i = 0; i < Traits::kParts; ++i) {
+      if (weight_[i] != nullptr) next_weights_[i] = __ldg(weight_[i] + mine);
+    }
+  }
+  /// Of the sums of the j-th of these blocks and the part-th 128 columns: [row half][even or odd
+  /// column].
+  __device__ __forceinline__ void take(int j, int part, float (&scale)[4]) {
+    constexpr unsigned kAll = ~0u;
+    const float low = __shfl_sync(kAll, rows_[0], j, 4);
+    const float high = __shfl_sync(kAll, rows_[1], j, 4);
+    const float even = __shfl_sync(kAll, weights_[part].x, j, 4);
+    const float odd = __shfl_sync(kAll, weights_[part].y, j, 4);
+    scale[0] = low * even, scale[1] = low * odd;
+    scale[2] = high * even, scale[3] = high * odd;
   }
 
  private:
-  /// Of k block k and the three after it.
-  __device__ __forceinline__ void fetch(int k) {
-    const int mine = k + quad_lane_;
-    const bool exists = mine < p_.num_k_blocks;
-#pragma unroll
-    for (int h = 0; h < 2; ++h) {
-      next_rows_[h] = exists ? __ldg(row_[h] + mine * p_.row_scale_step) : 0.0f;
-    }
-#pragma unroll
-    for (int i = 0; i < Traits::kParts; ++i) {
-      next_weights_[i] =
-          exists && weight_[i] != nullptr ? __ldg(weight_[i] + mine) : float2{1.0f, 1.0f};
-    }
-  }
-
   const GroupedGemmParams& p_;
   int quad_lane_;
   const float* row_[2];
@@ -75,7 +68,7 @@ template <class Traits>
 struct GroupedGemmConsumer {
   using Accumulator = typename Traits::Accumulator;
   using Sums = float[Traits::kAccumulators];
-  using Piece = typename Traits::PieceMma::Accumulator;
+  static constexpr int kPartSums = Traits::kAccumulators / Traits::kParts;
 
   const GroupedGemmParams& p;
   const GroupedGemmRing<Traits>& ring;
@@ -98,10 +91,14 @@ struct GroupedGemmConsumer {
   __device__ __forceinline__ void release(int slot) const {
     if (thread % 32 == 0) barrier_arrive(&ring.empty[slot]);
   }
-  __device__ __forceinline__ void wait_full() const {
+  /// Waits for the next k block; its slot.
+  __device__ __forceinline__ int next_block() {
     barrier_wait(&ring.full[at.slot], at.parity);
     // Gathered rows were written by ordinary stores as far as wgmma is concerned.
     if constexpr (Traits::kGather) fence_async_shared();
+    const int slot = at.slot;
+    at.advance();
+    return slot;
   }
   /// Lets a tile's k blocks pass.
   __device__ void skip_tile() {
@@ -113,11 +110,11 @@ struct GroupedGemmConsumer {
   }
   /// Of 32 bytes of K at a time, [kBegin, kEnd) of a k block's four; `first`: of the columns.
   template <class Mma, int kBegin = 0, int kEnd = 4>
-  __device__ __forceinline__ void multiply(typename Mma::Accumulator& d, bool fresh,
+  __device__ __forceinline__ void multiply(typename Mma::Accumulator& d, bool fresh, int slot,
                                            int first = 0) const {
     // Descriptors count 16 bytes.
-    const uint64_t a = first_rows + static_cast<uint32_t>(at.slot * (Traits::kRowStage / 16));
-    const uint64_t b = first_weights + static_cast<uint32_t>(at.slot * (Traits::kWeightStage / 16) +
+    const uint64_t a = first_rows + static_cast<uint32_t>(slot * (Traits::kRowStage / 16));
+    const uint64_t b = first_weights + static_cast<uint32_t>(slot * (Traits::kWeightStage / 16) +
                                                              first * (kGemmBlockBytes / 16));
     pin(d);
     wgmma_fence();
@@ -131,112 +128,96 @@ struct GroupedGemmConsumer {
   __device__ void accumulate(Accumulator& sums) {
     int previous = -1;
     for (int k = 0; k < p.num_k_blocks; ++k) {
-      wait_full();
-      multiply<typename Traits::Mma>(sums, k == 0);
+      const int slot = next_block();
+      multiply<typename Traits::Mma>(sums, k == 0, slot);
       wgmma_wait<1>();
       if (previous >= 0) release(previous);
-      previous = at.slot;
-      at.advance();
+      previous = slot;
     }
     wgmma_wait<0>();
     pin(sums);
     release(previous);
   }
 
-  /// Takes the sums out every 192 columns, one and a half k blocks, counted from column 0. Three
-  /// warpgroups keep the matrix unit busy although each waits for its product: 1 % faster than to
-  /// issue the next one first.
+  // Where sums leave the matrix unit they do so 128 columns of the tile at a time, as the registers
+  // allow. A warpgroup's next products wait for that, so nothing else is done there: the next k
+  // block and its scales are waited for while products run.
+
+  /// Every 192 columns of K, one and a half k blocks, counted from column 0.
   __device__ void accumulate_promoted(Sums& sums) {
-    using Mma = typename Traits::Mma;
-    Accumulator part;
+    using Mma = typename Traits::PartMma;
+    constexpr int kLast = Traits::kParts - 1;
+    typename Mma::Accumulator part;
 #pragma unroll
     for (int i = 0; i < Traits::kAccumulators; ++i) sums[i] = 0.0f;
-    const auto finish = [&] {
-      wgmma_wait<0>();
-      pin(part);
-    };
-    const auto promote = [&] {
+    const auto promote = [&](int i) {
 #pragma unroll
-      for (int i = 0; i < Traits::kAccumulators; ++i) sums[i] += part[i];
+      for (int a = 0; a < kPartSums; ++a) sums[i * kPartSums + a] += part[a];
     };
-    const auto next_block = [&] {
-      release(at.slot);
-      at.advance();
-    };
+    int slot = next_block(), second = 0, third = 0;
     for (int k = 0; k < p.num_k_blocks; k += 3) {
-      wait_full();
-      multiply<Mma>(part, true);
-      finish();
-      next_block();
-      if (k + 1 < p.num_k_blocks) {
-        wait_full();
-        multiply<Mma, 0, 2>(part, false);
-        finish();
-        promote();
-        multiply<Mma, 2, 4>(part, true);
-        finish();
-        next_block();
+      const int blocks = min(p.num_k_blocks - k, 3);
+#pragma unroll
+      for (int i = 0; i < Traits::kParts; ++i) {
+        multiply<Mma>(part, true, slot, i * 128);
+        if (blocks > 1) {
+          if (i == 0) second = next_block();
+          multiply<Mma, 0, 2>(part, false, second, i * 128);
+        }
+        if (i == kLast && blocks > 2) third = next_block();
+        wgmma_wait<0>();
+        pin(part);
+        if (i == kLast) release(slot);
+        promote(i);
       }
-      if (k + 2 < p.num_k_blocks) {
-        wait_full();
-        multiply<Mma>(part, false);
-        finish();
-        next_block();
+      if (blocks == 1) break;
+#pragma unroll
+      for (int i = 0; i < Traits::kParts; ++i) {
+        multiply<Mma, 2, 4>(part, true, second, i * 128);
+        if (blocks > 2) multiply<Mma>(part, false, third, i * 128);
+        if (i == kLast && k + 3 < p.num_k_blocks) slot = next_block();
+        wgmma_wait<0>();
+        pin(part);
+        if (i == kLast) {
+          release(second);
+          if (blocks > 2) release(third);
+        }
+        promote(i);
       }
-      promote();
     }
   }
 
-  /// As above every k block, times the block's scales.
+  /// Every k block, times the block's scales.
   __device__ void accumulate_scaled(BlockScales<Traits>& scales, Sums& sums) {
+    using Mma = typename Traits::PartMma;
+    typename Mma::Accumulator part;
+    float scale[4];
 #pragma unroll
     for (int i = 0; i < Traits::kAccumulators; ++i) sums[i] = 0.0f;
-    int k = 0;
-    for (; k + 2 <= p.num_k_blocks; k += 2) scaled_blocks<2>(k, scales, sums);
-    for (; k < p.num_k_blocks; ++k) scaled_blocks<1>(k, scales, sums);  // as an if, it spills
-  }
-
- private:
-  /// Products of 64 columns in turns: one is under way while the one before is scaled and added.
-  /// None may be under way around the end of a loop, or ptxas waits for each; and four blocks at a
-  /// time do not fit the registers of three warpgroups.
-  template <int kBlocks>
-  __device__ __forceinline__ void scaled_blocks(int k, BlockScales<Traits>& scales, Sums& sums) {
-    constexpr int kPieces = Traits::kSideN / Traits::kPieceN;
-    constexpr int kPiecesPerScale = kPieces / Traits::kParts;
-    Piece piece[2];
-    float scale[4];
-    int previous = -1;
-    const auto promote = [&](int h) {
-      pin(piece[h % 2]);
+    int slot = next_block(), next = 0;
+    for (int first = 0; first < p.num_k_blocks; first += kMarginScales) {
+      scales.advance(first);
+      const int count = min(kMarginScales, p.num_k_blocks - first);
+      for (int j = 0; j < count; ++j) {
 #pragma unroll
-      for (int i = 0; i < Traits::kPieceN / 2; ++i) {
-        float& sum = sums[h * (Traits::kPieceN / 2) + i];
-        sum = fmaf(piece[h % 2][i], scale[i % 4], sum);
-      }
-    };
-#pragma unroll
-    for (int block = 0; block < kBlocks; ++block) {
-      wait_full();
-#pragma unroll
-      for (int h = 0; h < kPieces; ++h) {
-        multiply<typename Traits::PieceMma>(piece[h % 2], true, h * Traits::kPieceN);
-        if (block > 0 || h > 0) {
-          wgmma_wait<1>();
-          promote((h + kPieces - 1) % kPieces);
-          if (h == 0) release(previous);
-        }
-        if (h % kPiecesPerScale == 0) {
-          scales.take(k + block, h / kPiecesPerScale, scale);
+        for (int i = 0; i < Traits::kParts; ++i) {
+          const bool last = i == Traits::kParts - 1;
+          multiply<Mma>(part, true, slot, i * 128);
+          scales.take(j, i, scale);
           pin(scale);
+          if (last && first + j + 1 < p.num_k_blocks) next = next_block();
+          wgmma_wait<0>();
+          pin(part);
+          if (last) release(slot);
+#pragma unroll
+          for (int a = 0; a < kPartSums; ++a) {
+            float& sum = sums[i * kPartSums + a];
+            sum = fmaf(part[a], scale[a % 4], sum);
+          }
         }
+        slot = next;
       }
-      previous = at.slot;
-      at.advance();
     }
-    wgmma_wait<0>();
-    promote(kPieces - 1);
-    release(previous);
   }
 };
 

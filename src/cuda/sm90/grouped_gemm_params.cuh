@@ -42,11 +42,9 @@ struct GroupedGemmTraits {
   static constexpr bool kPromotes = kMmaType == MmaType::kE4m3;
   using Mma = Wgmma<kMmaType, kSideN>;
   using Accumulator = typename Mma::Accumulator;
-  /// Weight rows that share scales, in parts of a side; their products leave the matrix unit in
-  /// pieces, of which registers hold two.
+  /// Weight rows that share scales, in parts of a side.
   static constexpr int kParts = kSideN / 128;
-  static constexpr int kPieceN = 64;
-  using PieceMma = Wgmma<kMmaType, kPieceN>;
+  using PartMma = Wgmma<kMmaType, 128>;
   static constexpr int kAccumulators = kSideN / 2;
 };
 
