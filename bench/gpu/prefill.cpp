@@ -61,7 +61,7 @@ struct Options {
   std::vector<std::string> models;
   std::vector<std::string> rate_models{"deepseek-r1-ep8", "deepseek-r1-tp8"};
   int64_t rate_tokens = 8192;
-  bool rates_only = false;
+  std::string only;  ///< "rates" or "tiles"
   std::string operands;
   std::vector<int64_t> tokens{1, 16, 64, 256, 1024, 4096, 16384};
   int launches = 1;
@@ -554,7 +554,7 @@ int main(int argc, char** argv) {
   app.add_option("--rate-models", options.rate_models, "timed in bursts and sustained")
       ->delimiter(',')
       ->capture_default_str();
-  app.add_flag("--rates-only", options.rates_only, "no tiles");
+  app.add_option("--only", options.only)->check(CLI::IsMember({"rates", "tiles"}));
   app.add_option("--launches", options.launches, "timed together")->capture_default_str();
   app.add_option("--json", options.out, "where the record goes");
   CLI11_PARSE(app, argc, argv);
@@ -568,8 +568,8 @@ int main(int argc, char** argv) {
         }
       }
     };
-    for_each(options.rate_models, &Bench::run_rates);
-    if (!options.rates_only) {
+    if (options.only != "tiles") for_each(options.rate_models, &Bench::run_rates);
+    if (options.only != "rates") {
       for_each(options.models, &Bench::run_tiles);
       bench.print_summary();
     }
