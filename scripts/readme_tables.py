@@ -20,8 +20,8 @@ def cpu_bench():
     lines = [
         f"{machine['cpu']}, {records[0]['limits']['before']['num_threads']} threads, commit {records[0]['commit']}.",
         "",
-        "| layer | weights | tokens | experts hit | median us | GB/s | GFLOP/s | limit us | share of limit | bound by |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        "| layer | weights | tokens | experts hit | median us | GB/s | read GB/s | GFLOP/s | limit us | share of limit | bound by |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for record in records:
         weights = record["spec"]["weight_format"]
@@ -32,30 +32,67 @@ def cpu_bench():
         for row in record["results"]:
             lines.append(
                 f"| {record['title']} | {weights} | {row['tokens']} | "
-                f"{row['distinct_experts']:.0f} | {row['median_us']:.0f} | {row['gbps']:.1f} | {row['gflops']:.0f} | "
+                f"{row['distinct_experts']:.0f} | {row['median_us']:.0f} | {row['gbps']:.1f} | {row['read_gbps']:.1f} | {row['gflops']:.0f} | "
                 f"{row['limit_us']:.0f} | {100 * row['share']:.0f} % | {row['bound']} |")
     return "\n".join(lines)
 
 
+def cpu_figures():
+    """What the CPU backend was asked to reach beside what results/cpu holds."""
+    def record(name):
+        return json.loads((ROOT / "results/cpu" / f"qwen3-30b-a3b-{name}.json").read_text())
+
+    def row(name, tokens):
+        return next(row for row in record(name)["results"] if row["tokens"] == tokens)
+
+    def peak(name, kind):
+        limits = record(name)["limits"]
+        return (limits["before"][kind] + limits["after"][kind]) / 2
+
+    if not (ROOT / "results/cpu/qwen3-30b-a3b-mxfp4.json").exists():
+        return "No record yet: `scripts/cpu_bench.sh build/demo/cli/switchyard` makes one."
+    lines = []
+    for name, asked in (("mxfp4", 85), ("int8", 85), ("bf16", 85), ("fp8_e4m3", 75)):
+        read = row(name, 1)["read_gbps"]
+        lines.append([f"{name}, T = 1", f"{asked} % of read bandwidth", f"{100 * row(name, 1)['share']:.0f} % of {read:.0f} GB/s"])
+    lines.append(["mxfp4, T = 64", "11.5 ms", f"{row('mxfp4', 64)['median_us'] / 1000:.1f} ms at {row('mxfp4', 64)['read_gbps']:.0f} GB/s"])
+    for name, asked, kind, unit in (("mxfp4", 58, "int8_gops", "VNNI"), ("int8", 58, "int8_gops", "VNNI"), ("bf16", 78, "f32_gflops", "FMA")):
+        share = 100 * row(name, 1024)["gflops"] / peak(name, kind)
+        lines.append([f"{name}, T = 1024", f"{asked} % of the {unit} peak", f"{share:.0f} % of {peak(name, kind):.0f} Gop/s"])
+    for name in ("mxfp4", "int8"):
+        for tokens in (1, 64, 1024):
+            ratio = row(f"{name}-avx2", tokens)["median_us"] / row(name, tokens)["median_us"]
+            lines.append([f"{name} with AVX2 only, T = {tokens}", "2.2 times the time", f"{ratio:.2f} times"])
+    first = record("mxfp4")
+    origin = f"{first['machine']['cpu']}, {first['limits']['before']['num_threads']} threads, commit {first['commit']}, Qwen3-30B-A3B."
+    return f"{origin}\n\n" + table_of(["layer", "asked", "measured"], lines)
+
+
 def cpu_ggml():
-    """One row per format of results/cpu/ggml: ours, ggml's milliseconds and their ratio by token count."""
-    records = [json.loads(p.read_text()) for p in sorted((ROOT / "results/cpu/ggml").glob("*.json"))]
-    if not records:
-        return "No record yet: `scripts/ggml_compare.sh --pypi --record` makes one."
-    first = records[0]
-    tokens = [row["tokens"] for row in first["results"]]
-    lines = [
-        f"{first['machine']['cpu']}, {first['limits']['before']['num_threads']} threads, commit {first['commit']}, "
-        f"ggml {first['ggml']}. Milliseconds: ours / ggml (ratio).",
-        "",
-        "| layer | weights | " + " | ".join(f"T = {t}" for t in tokens) + " |",
-        "|---" * (len(tokens) + 2) + "|",
-    ]
-    for record in records:
-        cells = [f"{row['ours_ms']:.3g} / {row['ggml_ms']:.3g} ({row['ggml_ms'] / row['ours_ms']:.1f})"
-                 for row in record["results"]]
-        lines.append(f"| {record['title']} | {record['format']} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+    """Ours, another library's milliseconds and their ratio by token count: a row per format of results/cpu/ggml and ik_llama."""
+    parts = []
+    for folder, options in (("ggml", "--pypi"), ("ik_llama", "--ik CHECKOUT")):
+        records = [json.loads(p.read_text()) for p in sorted((ROOT / "results/cpu" / folder).glob("*.json"))]
+        if not records:
+            parts.append(f"No record beside {folder} yet: `scripts/ggml_compare.sh {options} --record` makes one.")
+            continue
+        first = records[0]
+        tokens = [row["tokens"] for row in first["results"]]
+        lines = [
+            f"{first['machine']['cpu']}, {first['limits']['before']['num_threads']} threads, commit {first['commit']}, "
+            f"{first['peer']}. Milliseconds: ours / theirs (ratio).",
+            "",
+            "| layer | weights | their weights | read GB/s | " + " | ".join(f"T = {t}" for t in tokens) + " |",
+            "|---" * (len(tokens) + 4) + "|",
+        ]
+        for record in records:
+            cells = [f"{row['ours_ms']:.3g} / {row['peer_ms']:.3g} ({row['peer_ms'] / row['ours_ms']:.1f})"
+                     for row in record["results"]]
+            read = [record["limits"][when]["read_gbps"] for when in ("before", "after")]
+            lines.append(f"| {record['title']} | {record['format']} | {record['peer_weights'].split(' in ')[0]} | "
+                         f"{min(read):.0f} to {max(read):.0f} | " + " | ".join(cells) + " |")
+        parts.append("\n".join(lines))
+    return "\n\n".join(parts)
 
 
 def gpu_record(name):
@@ -268,7 +305,7 @@ def gpu_prefill_rates():
 
 TABLES = {
     "README.md": {"cpu-bench": cpu_bench, "cpu-ggml": cpu_ggml, "gpu-layers": gpu_layers, "gpu-steps": gpu_steps},
-    "docs/measured.md": {"sort-peers": sort_peers, "gpu-routing": gpu_routing, "gpu-route-sort": gpu_route_sort,
+    "docs/measured.md": {"cpu-figures": cpu_figures, "sort-peers": sort_peers, "gpu-routing": gpu_routing, "gpu-route-sort": gpu_route_sort,
                          "gpu-quantisation": gpu_quantisation, "gpu-combine": gpu_combine, "gpu-shapes": gpu_shapes, "gpu-prefill": gpu_prefill,
                          "gpu-prefill-rates": gpu_prefill_rates, "gpu-tests": gpu_tests,
                          "gpu-fixtures": gpu_fixtures},

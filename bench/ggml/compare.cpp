@@ -1,17 +1,14 @@
-// The routed experts of a layer beside llama.cpp's ggml: same sizes, same routing, same number of
-// threads, runs alternating, weights cold by rotation over layers. Build and run it with
-// scripts/ggml_compare.sh.
+// The routed experts of a layer beside llama.cpp's or ik_llama.cpp's ggml: same sizes, same
+// routing, same number of threads, runs alternating, weights cold by rotation over layers. Build
+// and run it with scripts/ggml_compare.sh.
 
 #include <fmt/format.h>
-#include <ggml-alloc.h>
-#include <ggml-backend.h>
-#include <ggml.h>
 
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <array>
+#include <bit>
 #include <chrono>
-#include <cstring>
 #include <memory>
 #include <numeric>
 #include <random>
@@ -21,6 +18,11 @@
 #include <vector>
 
 #include "cli/report.h"
+#ifdef SWITCHYARD_IK_LLAMA
+#include "ggml/ik_llama.h"
+#else
+#include "ggml/llama.h"
+#endif
 #include "switchyard/calibrate.h"
 #include "switchyard/models.h"
 #include "switchyard/switchyard.h"
@@ -51,16 +53,22 @@ double median(std::vector<double> values) {
   return values[values.size() / 2];
 }
 
-/// One call's input: T tokens that choose K distinct experts uniformly.
+/// One call's input: T tokens that choose K distinct experts uniformly. We take hidden states in
+/// bf16, as models have them; ggml takes f32 only, and the same numbers.
 struct Call {
   std::vector<float> x, weights;
+  std::vector<uint16_t> x_bf16;
   std::vector<int32_t> ids;
 
   Call(const Sizes& sizes, int64_t tokens, std::mt19937& random)
       : x(static_cast<size_t>(tokens * sizes.hidden)),
         weights(static_cast<size_t>(tokens * sizes.top_k), 1.0f / static_cast<float>(sizes.top_k)) {
     std::normal_distribution<float> normal;
-    for (float& value : x) value = normal(random);
+    for (float& value : x) {
+      const uint32_t upper = std::bit_cast<uint32_t>(normal(random)) & 0xffff0000u;
+      value = std::bit_cast<float>(upper);
+      x_bf16.push_back(static_cast<uint16_t>(upper >> 16));
+    }
     std::vector<int32_t> all(static_cast<size_t>(sizes.experts));
     std::iota(all.begin(), all.end(), 0);
     for (int64_t t = 0; t < tokens; ++t) {
@@ -72,17 +80,16 @@ struct Call {
   }
 };
 
-/// How both sides store a weight: our format and ggml's, block by block of 32 columns.
+/// How a weight is stored, block by block of 32 columns.
 struct Storage {
   Format format;
-  ggml_type type;
-  int64_t value_bytes, scale_bytes;  // ours, per block
+  int64_t value_bytes, scale_bytes;  // per block
 };
 
 Storage storage_of(const std::string& name) {
-  if (name == "mxfp4") return {Format::kMxfp4, GGML_TYPE_MXFP4, 16, 1};
-  if (name == "int8") return {Format::kInt8, GGML_TYPE_Q8_0, 32, 2};
-  if (name == "bf16") return {Format::kBf16, GGML_TYPE_BF16, 64, 0};
+  if (name == "mxfp4") return {Format::kMxfp4, 16, 1};
+  if (name == "int8") return {Format::kInt8, 32, 2};
+  if (name == "bf16") return {Format::kBf16, 64, 0};
   throw std::runtime_error("format is " + name + "; expected mxfp4, int8 or bf16");
 }
 
@@ -100,7 +107,8 @@ class Ours {
     std::mt19937 random(1);
     const int64_t blocks = sizes.hidden * sizes.intermediate / 32;
     values_.resize(static_cast<size_t>(blocks * storage.value_bytes));
-    scales_.resize(static_cast<size_t>(blocks * storage.scale_bytes), 0x20);
+    scales_.resize(static_cast<size_t>(blocks * storage.scale_bytes),
+                   storage.format == Format::kMxfp4 ? 0x78 : 0x20);
     fill(values_, random);
     switchyard::LayerSpec spec{.num_experts = sizes.experts,
                                .top_k = sizes.top_k,
@@ -128,21 +136,19 @@ class Ours {
     const int64_t bytes = layers_[layer].workspace_bytes(tokens);
     const auto room = static_cast<size_t>(bytes + switchyard::kWorkspaceAlignment);
     if (workspace_.size() < room) workspace_.resize(room);
-    output_.resize(call.x.size());
+    output_.resize(call.x_bf16.size());
     void* data = workspace_.data();
     size_t space = workspace_.size();
     std::align(switchyard::kWorkspaceAlignment, static_cast<size_t>(bytes), data, space);
-    const auto floats = [](const std::vector<float>& from, int64_t rows) {
-      return TensorView::contiguous(const_cast<float*>(from.data()), DataType::kF32,
-                                    {rows, std::ssize(from) / rows});
+    const auto rows = [tokens](const auto& from, DataType type) {
+      return TensorView::contiguous(const_cast<void*>(static_cast<const void*>(from.data())), type,
+                                    {tokens, std::ssize(from) / tokens});
     };
-    layers_[layer].forward(
-        {.hidden_states = floats(call.x, tokens),
-         .output = floats(output_, tokens),
-         .topk_ids = TensorView::contiguous(const_cast<int32_t*>(call.ids.data()), DataType::kI32,
-                                            {tokens, sizes_.top_k}),
-         .topk_weights = floats(call.weights, tokens)},
-        {.data = data, .bytes = bytes});
+    layers_[layer].forward({.hidden_states = rows(call.x_bf16, DataType::kBf16),
+                            .output = rows(output_, DataType::kBf16),
+                            .topk_ids = rows(call.ids, DataType::kI32),
+                            .topk_weights = rows(call.weights, DataType::kF32)},
+                           {.data = data, .bytes = bytes});
   }
 
  private:
@@ -165,39 +171,30 @@ class Ours {
   Sizes sizes_;
   std::vector<uint8_t> values_, scales_;
   std::vector<std::byte> workspace_;
-  std::vector<float> output_;
+  std::vector<uint16_t> output_;
   std::vector<switchyard::Layer> layers_;
 };
 
-/// ggml's CPU backend through its public API, as llama.cpp builds the block: three mul_mat_id,
-/// swiglu, weighting, the sum over slots. MXFP4 in the repacked buffer where there is one.
+/// The other side: its weights, and its graph for each call.
 class Peer {
  public:
-  Peer(const Sizes& sizes, const Storage& storage, int64_t layers, int threads) : sizes_(sizes) {
-    ggml_backend_load_all();
-    backend_ = ggml_backend_init_by_type(GGML_BACKEND_DEVICE_TYPE_CPU, nullptr);
-    if (backend_ == nullptr) throw std::runtime_error("ggml has no CPU backend here");
-    ggml_backend_dev_t device = ggml_backend_get_device(backend_);
-    ggml_backend_reg_t reg = ggml_backend_dev_backend_reg(device);
-    if (const auto set_threads = reinterpret_cast<ggml_backend_set_n_threads_t>(
-            ggml_backend_reg_get_proc_address(reg, "ggml_backend_set_n_threads"))) {
-      set_threads(backend_, threads);
-    }
+  Peer(const Sizes& sizes, const std::string& format, int64_t layers, int threads)
+      : sizes_(sizes), backend_(peer::make_backend(threads)) {
     context_ = ggml_init({.mem_size = ggml_tensor_overhead() * static_cast<size_t>(3 * layers + 8),
                           .mem_buffer = nullptr,
                           .no_alloc = true});
+    const ggml_type type = peer::weight_type(format);
     for (int64_t i = 0; i < layers; ++i) {
       const auto tensor = [&](int64_t cols, int64_t rows) {
-        return ggml_new_tensor_3d(context_, storage.type, cols, rows, sizes.experts);
+        return ggml_new_tensor_3d(context_, type, cols, rows, sizes.experts);
       };
       weights_.push_back({tensor(sizes.hidden, sizes.intermediate),
                           tensor(sizes.hidden, sizes.intermediate),
                           tensor(sizes.intermediate, sizes.hidden)});
     }
-    ggml_backend_buffer_type_t type = ggml_backend_get_default_buffer_type(backend_);
-    if (storage.type == GGML_TYPE_MXFP4) type = repacked(device, reg, type);
-    buffer_name_ = ggml_backend_buft_name(type);
-    buffer_ = ggml_backend_alloc_ctx_tensors_from_buft(context_, type);
+    ggml_backend_buffer_type_t memory = peer::weight_buffer(backend_, type);
+    weights_name_ = fmt::format("{} in {}", ggml_type_name(type), ggml_backend_buft_name(memory));
+    buffer_ = ggml_backend_alloc_ctx_tensors_from_buft(context_, memory);
     if (buffer_ == nullptr) throw std::runtime_error("ggml has no memory for the weights");
     std::mt19937 random(1);
     std::vector<uint8_t> bytes(ggml_nbytes(weights_[0][0]));
@@ -216,7 +213,7 @@ class Peer {
   Peer(const Peer&) = delete;
   Peer& operator=(const Peer&) = delete;
 
-  const std::string& buffer_name() const { return buffer_name_; }
+  const std::string& weights_name() const { return weights_name_; }
 
   /// Milliseconds of the graph alone; building it and copying inputs are not counted.
   double run(size_t layer, const Call& call, int64_t tokens) {
@@ -226,17 +223,8 @@ class Peer {
     ggml_tensor* ids = ggml_new_tensor_2d(context, GGML_TYPE_I32, sizes_.top_k, tokens);
     ggml_tensor* slots = ggml_new_tensor_3d(context, GGML_TYPE_F32, 1, sizes_.top_k, tokens);
     const auto& [gate, up, down] = weights_[layer];
-    ggml_tensor* h = ggml_swiglu_split(context, ggml_mul_mat_id(context, gate, x, ids),
-                                       ggml_mul_mat_id(context, up, x, ids));
-    ggml_tensor* each = ggml_mul(context, ggml_mul_mat_id(context, down, h, ids), slots);
-    ggml_tensor* sum = nullptr;
-    for (int64_t k = 0; k < sizes_.top_k; ++k) {
-      ggml_tensor* slot = ggml_view_2d(context, each, sizes_.hidden, tokens, each->nb[2],
-                                       static_cast<size_t>(k) * each->nb[1]);
-      sum = sum == nullptr ? slot : ggml_add(context, sum, slot);
-    }
     ggml_cgraph* graph = ggml_new_graph(context);
-    ggml_build_forward_expand(graph, sum);
+    ggml_build_forward_expand(graph, peer::experts(context, gate, up, down, x, ids, slots));
     ggml_backend_buffer_t memory = ggml_backend_alloc_ctx_tensors(context, backend_);
     const auto set = [](ggml_tensor* tensor, const auto& from) {
       ggml_backend_tensor_set(tensor, from.data(), 0, from.size() * sizeof(from[0]));
@@ -251,35 +239,24 @@ class Peer {
   }
 
  private:
-  static ggml_backend_buffer_type_t repacked(ggml_backend_dev_t device, ggml_backend_reg_t reg,
-                                             ggml_backend_buffer_type_t otherwise) {
-    const auto extra = reinterpret_cast<ggml_backend_dev_get_extra_bufts_t>(
-        ggml_backend_reg_get_proc_address(reg, "ggml_backend_dev_get_extra_bufts"));
-    ggml_backend_buffer_type_t* types = extra == nullptr ? nullptr : extra(device);
-    for (; types != nullptr && *types != nullptr; ++types) {
-      if (std::strstr(ggml_backend_buft_name(*types), "REPACK") != nullptr) return *types;
-    }
-    return otherwise;
-  }
-
   Sizes sizes_;
   ggml_backend_t backend_ = nullptr;
   ggml_context* context_ = nullptr;
   ggml_backend_buffer_t buffer_ = nullptr;
-  std::string buffer_name_;
+  std::string weights_name_;
   std::vector<std::array<ggml_tensor*, 3>> weights_;
 };
 
 /// Median milliseconds of both sides on the same calls, side by side in time.
 struct Row {
   int64_t tokens = 0;
-  double ours_ms = 0, ggml_ms = 0;
+  double ours_ms = 0, peer_ms = 0;
 };
 
 /// A side runs a few calls in a row, each on other weights, and all but the first count: layers
 /// follow each other in an engine too, so threads are awake and the other side's are at rest.
-Row compare(Ours& ours, Peer& peer, const Sizes& sizes, int64_t tokens, int64_t layers, int rounds,
-            std::mt19937& random) {
+Row compare(Ours& ours, Peer& theirs, const Sizes& sizes, int64_t tokens, int64_t layers,
+            int rounds, std::mt19937& random) {
   std::vector<double> own, other;
   const size_t calls_in_a_row = tokens <= 16 ? 8 : 2;
   size_t next = 0;
@@ -296,7 +273,7 @@ Row compare(Ours& ours, Peer& peer, const Sizes& sizes, int64_t tokens, int64_t 
     measure(own, [&](size_t layer, const Call& call) {
       return milliseconds_of([&] { ours.run(layer, call, tokens); });
     });
-    measure(other, [&](size_t layer, const Call& call) { return peer.run(layer, call, tokens); });
+    measure(other, [&](size_t layer, const Call& call) { return theirs.run(layer, call, tokens); });
     next += calls.size();
   }
   return {tokens, median(own), median(other)};
@@ -308,7 +285,7 @@ int main(int argc, char** argv) try {
   std::string model = "qwen3-30b-a3b", format = "mxfp4", json;
   std::vector<int64_t> token_counts{1, 16, 64, 256, 1024};
   int threads = 0, rounds = 9;
-  CLI::App app{"Routed experts beside llama.cpp's ggml, runs alternating"};
+  CLI::App app{"Routed experts beside llama.cpp's or ik_llama.cpp's ggml, runs alternating"};
   app.add_option("--model", model, "shape, see switchyard models");
   app.add_option("--format", format, "mxfp4, int8 (Q8_0) or bf16");
   app.add_option("--tokens", token_counts)->delimiter(',');
@@ -317,7 +294,6 @@ int main(int argc, char** argv) try {
   app.add_option("--json", json, "also write everything to this file");
   CLI11_PARSE(app, argc, argv);
 
-  ggml_log_set([](ggml_log_level, const char*, void*) {}, nullptr);
   const switchyard::LayerSpec spec = switchyard::model_shape(model).spec;
   const Sizes sizes{spec.num_experts, spec.top_k, spec.hidden_size, spec.intermediate_size};
   const Storage storage = storage_of(format);
@@ -326,25 +302,25 @@ int main(int argc, char** argv) try {
   const int64_t layers = std::max<int64_t>(2, (kColdBytes + layer_bytes - 1) / layer_bytes);
   const auto before = switchyard::measure_limits(switchyard::BackendKind::kCpu, threads);
   Ours ours(sizes, storage, layers, before.num_threads);
-  Peer peer(sizes, storage, layers, before.num_threads);
-  fmt::print("{} {}, {} threads, {} layers, ggml {}, its weights in {}\n", model, format,
-             before.num_threads, layers, ggml_version(), peer.buffer_name());
-  fmt::print("{:>7} {:>12} {:>12} {:>8}\n", "tokens", "ours ms", "ggml ms", "ratio");
+  Peer theirs(sizes, format, layers, before.num_threads);
+  fmt::print("{} {}, {} threads, {} layers; peer: {}, {}\n", model, format, before.num_threads,
+             layers, peer::name(), theirs.weights_name());
+  fmt::print("{:>7} {:>12} {:>12} {:>8}\n", "tokens", "ours ms", "peer ms", "ratio");
   std::mt19937 random(2);
   switchyard::cli::Json report = switchyard::cli::new_report("bench_ggml");
   for (const int64_t tokens : token_counts) {
-    const Row row = compare(ours, peer, sizes, tokens, layers, rounds, random);
-    fmt::print("{:>7} {:>12.3f} {:>12.3f} {:>8.2f}\n", row.tokens, row.ours_ms, row.ggml_ms,
-               row.ggml_ms / row.ours_ms);
+    const Row row = compare(ours, theirs, sizes, tokens, layers, rounds, random);
+    fmt::print("{:>7} {:>12.3f} {:>12.3f} {:>8.2f}\n", row.tokens, row.ours_ms, row.peer_ms,
+               row.peer_ms / row.ours_ms);
     report["results"].push_back(
-        {{"tokens", row.tokens}, {"ours_ms", row.ours_ms}, {"ggml_ms", row.ggml_ms}});
+        {{"tokens", row.tokens}, {"ours_ms", row.ours_ms}, {"peer_ms", row.peer_ms}});
   }
   const auto after = switchyard::measure_limits(switchyard::BackendKind::kCpu, threads);
   fmt::print("read GB/s before {:.1f}, after {:.1f}\n", before.read_gbps, after.read_gbps);
   if (json.empty()) return 0;
   report["machine"] = switchyard::cli::to_json(switchyard::cli::this_machine());
-  report["ggml"] = ggml_version();
-  report["ggml_buffer"] = peer.buffer_name();
+  report["peer"] = peer::name();
+  report["peer_weights"] = theirs.weights_name();
   report["model"] = model;
   report["title"] = switchyard::model_shape(model).title;
   report["format"] = format;
