@@ -11,12 +11,12 @@ import sys
 
 VALUES = ("fp4", "int4", "int8", "fp8_e4m3", "fp8_e5m2", "bf16", "f16", "f32")
 BYTES = ("bytes to 24", "any bytes", "words")
-# Per level: lanes, and the tiles to show as (values, rows of activations); the largest of each.
+# Per level: lanes, and the tiles to show as (values, rows of activations); the largest of each, and that of one row (decode).
 LEVELS = {
     "avx2": (8, ("fp4 int8", "int8 int8", "fp8_e4m3 f32", "bf16 f32")),
     "avx512": (16, ("fp4 int8", "int8 int8")),
     "avx512_vnni": (16, ("fp4 int8", "int8 int8", "fp8_e4m3 f32", "bf16 f32")),
-    "avx512_bf16": (16, ("fp4 bf16", "bf16 bf16")),
+    "avx512_bf16": (16, ("fp4 int8", "fp4 bf16", "bf16 bf16")),
 }
 PRODUCT = re.compile(r"vpdpbusd|vpmaddubsw|vpmaddwd|vfmadd|vdpbf16ps")
 TILE = re.compile(r"(int|float)_tile<(.*)>\(")
@@ -93,15 +93,15 @@ def main():
             tile = tile_of(signature)
             if tile is None or tile[0] not in wanted:
                 continue
-            key = tile[:2]
+            key = (*tile[:2], tile[3] == 1)
             if key not in best or tile[2] * tile[3] > best[key][0]:
                 best[key] = (tile[2] * tile[3], tile, code)
-        for (name, detail), (_, tile, code) in sorted(best.items(), key=lambda item: wanted.index(item[0][0])):
+        for (name, detail, _), (_, tile, code) in sorted(best.items(), key=lambda item: wanted.index(item[0][0])):
             loop = loop_of(code)
             kinds = counts(loop)
             macs = 32 * lanes * tile[2] * tile[3]
             what = name.replace(" ", " x ") + (f", {detail}" if detail and "int8 " in name else "")
-            print(f"| {level} | {what} | {tile[3]} rows x {tile[2] * lanes} outputs | {macs} | "
+            print(f"| {level} | {what} | {tile[3]} {'row' if tile[3] == 1 else 'rows'} x {tile[2] * lanes} outputs | {macs} | "
                   + " | ".join(str(n) for n in kinds.values()) + f" | {macs / max(len(loop), 1):.1f} |")
 
 
