@@ -5,7 +5,7 @@ CCCL has no wgmma; everything about one instruction is its shape, its types and 
 it names, so the header is written by this script: tools/generate_wgmma.py > src/cuda/sm90/wgmma.cuh
 """
 
-SHAPES = (8, 16, 24, 32, 64, 96, 128, 192, 256)
+SHAPES = (8, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 # name, PTX suffix, element type of the accumulator, asm constraint, operand tails (shared, register)
 TYPES = (
     ("kBf16", "k16.f32.bf16.bf16", "float", "f", ", 1, 1, 0, 0", ", 1, 1, 0"),

@@ -19,8 +19,7 @@ struct Fp4PrefillTraits {
   static constexpr bool kGather = kRowSource != RowSource::kSorted;
   static constexpr TileEnd kEnd = kTileEnd;
   static constexpr int kTileRows = kRows;
-  /// A tile whose last rows are no pairs multiplies a multiple of so many.
-  static constexpr int kRowStep = 32;
+  static constexpr int kRowStep = fp4_prefill_cost::row_step(kRows);
   /// As many as registers allow: the fewer rows, the longer a consumer waits beside its products.
   static constexpr int kConsumers = kRows <= fp4_prefill_cost::kLowRows ? 4 : 3;
   static constexpr int kThreads = (kConsumers + 1) * 128;
