@@ -19,7 +19,7 @@ struct GroupedGemmWork {
   int64_t weight_rows = 0;
   int64_t row_bytes = 0;  ///< K
   bool gathers = false;
-  bool scales_blocks = false;    ///< promotes every k block
+  bool promotes = false;         ///< FP8
   bool long_activation = false;  ///< is_long()
   /// Bytes in and out of a pass that rounds the output where no warpgroup holds_gated_scale().
   double rounding_bytes = 0;
@@ -30,33 +30,33 @@ constexpr bool is_long(Activation kind) { return kind == Activation::kSiTu; }
 /// With every expert as likely as any other.
 inline GroupedGemmWork grouped_gemm_work(int64_t num_experts, int64_t top_k, int64_t num_tokens,
                                          int64_t weight_rows, int64_t row_bytes, bool gathers,
-                                         bool scales_blocks) {
+                                         bool promotes) {
   const double experts = expected_distinct_experts(num_experts, top_k, num_tokens);
   return {.experts = experts,
           .rows_per_expert = static_cast<double>(num_tokens * top_k) / std::max(experts, 1.0),
           .weight_rows = weight_rows,
           .row_bytes = row_bytes,
           .gathers = gathers,
-          .scales_blocks = scales_blocks};
+          .promotes = promotes};
 }
 
 namespace gemm_cost {
 
-// H200, fitted to bench_prefill. Over 52 models, every operand kind and tile, T = 1 .. 16384, the
-// tiles it chooses cost 1.007 times the best on average and 1.142 at worst; over eight models after
-// the kernels' last change 1.005 and 1.096.
-inline constexpr double kStartClocks = 1000;      ///< of a tile
-inline constexpr double kClocksPerOutput = 0.04;  ///< of its end
-/// Between two products of a warpgroup: alone, and with the sums promoted and scaled.
-inline constexpr double kIssueClocks = 270;
-inline constexpr double kPromotionClocks = 300, kPromotionClocksPerColumn = 1.2;
-inline constexpr double kBytesPerClock = 51;  ///< L2 to one SM, rows and weights
-inline constexpr double kGatherStart = 280;   ///< of a k block whose rows are gathered
-inline constexpr double kGatherClocksPerRow = 3.85;
+// H200, fitted to bench_prefill over the batches that layers give to these kernels: bf16 and INT8
+// of 52 models at T = 1 .. 16384, FP8 (after its tiles' last change) of six at T = 256 .. 4096. The
+// tiles chosen for both GEMMs cost 1.005 times the best pair on average and 1.089 at worst.
+inline constexpr double kStartClocks = 475;        ///< of a tile
+inline constexpr double kClocksPerOutput = 0.073;  ///< of its end
+/// Between two products of a warpgroup, and more of it where it takes sums out.
+inline constexpr double kPauseClocks = 178;
+inline constexpr double kPromotionClocks = 26;
+inline constexpr double kBytesPerClock = 47.7;  ///< L2 to one SM, rows and weights
+inline constexpr double kGatherStart = 210;     ///< of a k block whose rows are gathered
+inline constexpr double kGatherClocksPerRow = 3.74;
 inline constexpr double kMatrixClock = 1.42e9;  ///< Hz under full matrix load
 inline constexpr double kReadBytesPerClock = 4.2e12 / kMatrixClock;
 /// Of an expert's weights, read again by every row block after the first.
-inline constexpr double kRereadShare = 0.3;
+inline constexpr double kRereadShare = 0.36;
 inline constexpr double kRoundingStart = 8000;  ///< of a pass that rounds the output
 inline constexpr double kRoundingBytesPerClock = 3.2e12 / kMatrixClock;
 /// Of a long activation's end, by the columns of a warpgroup: 256 unrolled leave the instruction
@@ -80,11 +80,12 @@ inline double turn_clocks(int warpgroups, double products, double pause) {
 /// Clocks of one k block of a tile with `waves` times 64 rows.
 inline double k_block_clocks(const GroupedGemmConfig& c, const GroupedGemmWork& work, int waves) {
   const int rows = waves * kGemmWaveRows;
+  const int warpgroups = waves * c.num_sides;
   const double products = 2.0 * c.block_n / c.num_sides;
-  const double pause = work.scales_blocks
-                           ? kPromotionClocks + kPromotionClocksPerColumn * c.block_n / c.num_sides
-                           : kIssueClocks;
-  const double turns = turn_clocks(waves * c.num_sides, products, pause);
+  // Promoted sums leave the matrix unit 128 columns at a time.
+  const double parts = work.promotes ? c.block_n / c.num_sides / 128 : 1;
+  const double pause = kPauseClocks + (work.promotes ? kPromotionClocks : 0);
+  const double turns = parts * turn_clocks(warpgroups, products / parts, pause);
   const double supply = (rows + c.block_n) * kGemmBlockBytes / kBytesPerClock;
   const double gather = work.gathers ? kGatherStart + kGatherClocksPerRow * rows : 0;
   return std::max({turns, supply, gather});

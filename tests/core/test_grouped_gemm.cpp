@@ -97,7 +97,7 @@ TEST(GroupedGemmCost, GrowsWithTheWork) {
       EXPECT_GE(clocks, last);
       last = clocks;
       GroupedGemmWork harder = work;
-      harder.scales_blocks = true;
+      harder.promotes = true;
       EXPECT_GE(grouped_gemm_clocks(c, harder, kSms), clocks);
       harder.gathers = true;
       EXPECT_GE(grouped_gemm_clocks(c, harder, kSms), clocks);
@@ -116,7 +116,7 @@ TEST(GroupedGemmCost, FewRowsTakeTheLowTile) {
                                .rows_per_expert = rows,
                                .weight_rows = 7168,
                                .row_bytes = 2048,
-                               .scales_blocks = true};
+                               .promotes = true};
     return grouped_gemm_clocks(kTallTile, work, 132) < grouped_gemm_clocks(kSquareTile, work, 132)
                ? kTallTile
                : kSquareTile;
