@@ -22,9 +22,11 @@ constexpr float scale_factor(PanelValues values, bool integer) {
 
 static void aim_prefetch(const MultiplyJob& job, Slab& slab) {
   const PanelLayout& layout = *job.layout;
+  const uint8_t* next = job.next == nullptr ? job.panel : job.next;
   const bool one_integer_row = job.row_layout->integer() && job.num_rows == 1;
-  if (one_integer_row && layout.scales_in_blocks && hardware_reads_ahead()) {
-    slab.ahead = nullptr;
+  const bool by_hardware = one_integer_row && layout.scales_in_blocks && hardware_reads_ahead();
+  if (by_hardware && next == job.panel + layout.panel_bytes) {
+    slab.ahead = slab.beyond = nullptr;
     return;
   }
   int64_t distance = prefetch_bytes(layout.values, one_integer_row);
@@ -34,8 +36,7 @@ static void aim_prefetch(const MultiplyJob& job, Slab& slab) {
   }
   const int64_t start = int64_t{slab.first_block} * layout.block_bytes + distance;
   const int64_t left = layout.panel_bytes - layout.values_offset - start;
-  const uint8_t* next = job.next == nullptr ? job.panel : job.next;
-  slab.ahead = job.panel + layout.values_offset + start;
+  slab.ahead = by_hardware ? nullptr : job.panel + layout.values_offset + start;
   slab.beyond = next + start - (layout.panel_bytes - layout.values_offset) + layout.values_offset;
   slab.switch_at = left <= 0 ? 0 : static_cast<int>(left / layout.block_bytes);
   const auto lines = static_cast<int>(layout.values_offset / kLineBytes);

@@ -49,7 +49,7 @@ struct Slab {
   bool half_scales = false;
   // While block b is worked on, the block's bytes at (b < switch_at ? ahead : beyond) + b * block
   // bytes are prefetched, and if b < header_blocks header_lines lines of the next panel's scales.
-  // Null: nothing.
+  // Null: nothing; `ahead` alone where hardware does it.
   const uint8_t* ahead = nullptr;
   const uint8_t* beyond = nullptr;
   int64_t ahead_step = 0;
@@ -65,7 +65,7 @@ struct Slab {
   void take_decoded(const uint8_t* decoded, PanelValues as) {
     values = decoded;
     block_bytes = values_block_bytes(as);
-    ahead = nullptr;
+    ahead = beyond = nullptr;
   }
 };
 
@@ -98,13 +98,14 @@ struct Prefetch {
   const uint8_t* next;
 
   SWITCHYARD_INLINE Prefetch of(const Slab& slab, int block, bool wanted) {
-    if (!wanted || slab.ahead == nullptr) return {nullptr};
+    if (!wanted || slab.beyond == nullptr) return {nullptr};
     if (block < slab.prefetch_begin || block >= slab.prefetch_end) return {nullptr};
     for (int i = 0; block < slab.header_blocks && i < slab.header_lines; ++i) {
       prefetch_line<kValues>(slab.header + (int64_t{block} * slab.header_lines + i) * kLineBytes);
     }
-    const uint8_t* next =
-        (block < slab.switch_at ? slab.ahead : slab.beyond) + block * slab.ahead_step;
+    const uint8_t* next = block < slab.switch_at ? slab.ahead : slab.beyond;
+    if (next == nullptr) return {nullptr};
+    next += block * slab.ahead_step;
     if (slab.codes != nullptr) prefetch_line<kValues>(next + values_block_bytes(kValues));
     return {next};
   }
