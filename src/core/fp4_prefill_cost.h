@@ -12,6 +12,7 @@ namespace switchyard {
 /// One GEMM over a batch: `experts` that have rows, about `rows_per_expert` each.
 struct Fp4PrefillWork {
   FragmentLayout weights{.order = FragmentOrder::kFp8};
+  bool block_scales = false;  ///< E4M3 rows have a scale per 128 columns
   double experts = 0, rows_per_expert = 0;
   int64_t weight_rows = 0;
   int64_t token_row_bytes = 0;  ///< K, as the matrix unit reads it
@@ -36,18 +37,22 @@ inline double multiplied_rows(int tile_rows, double rows_per_expert) {
 struct Rates {
   double tile, tile_row, row;
 };
-inline Rates rates(const FragmentLayout& weights, int tile_rows) {
+inline Rates rates(const FragmentLayout& weights, bool block_scales, int tile_rows) {
   const bool low = tile_rows <= kLowRows;
-  if (weights.order == FragmentOrder::kFp8)
+  if (weights.order == FragmentOrder::kFp8) {
+    // Rows' scales are multiplied beside the products.
+    if (block_scales) return low ? Rates{840, 6.4, 0.3} : Rates{550, 2.8, 4.2};
     return low ? Rates{840, 5.4, 0.3} : Rates{550, 1.8, 4.2};
+  }
   if (weights.format != Format::kInt4) return low ? Rates{660, 2.4, 2.5} : Rates{455, 1.2, 3.6};
   // Sums of groups are scaled beside the products.
   if (weights.scale_cols == 32) return low ? Rates{475, 1.9, 9.4} : Rates{380, 1.0, 6.7};
   return low ? Rates{560, 2.8, 4.5} : Rates{425, 0.7, 5.3};
 }
 /// Clocks of everything of one expert, per stage (128 bytes of K) of one column of tiles.
-inline double stage_clocks(const FragmentLayout& weights, int tile_rows, double rows_per_expert) {
-  const Rates r = rates(weights, tile_rows);
+inline double stage_clocks(const FragmentLayout& weights, bool block_scales, int tile_rows,
+                           double rows_per_expert) {
+  const Rates r = rates(weights, block_scales, tile_rows);
   return expected_row_tiles(rows_per_expert, tile_rows) * (r.tile + r.tile_row * tile_rows) +
          multiplied_rows(tile_rows, rows_per_expert) * r.row;
 }
@@ -63,9 +68,9 @@ inline double end_clocks(int tile_rows, double rows_per_expert) {
 inline double fp4_prefill_us(const GroupedGemmConfig& c, const Fp4PrefillWork& w, int num_sms) {
   const double columns = std::ceil(static_cast<double>(w.weight_rows) / c.block_n);
   const double stages = std::ceil(static_cast<double>(w.token_row_bytes) / kGemmBlockBytes);
-  const double clocks =
-      stages * fp4_prefill_cost::stage_clocks(w.weights, c.block_m, w.rows_per_expert) +
-      fp4_prefill_cost::end_clocks(c.block_m, w.rows_per_expert);
+  const double clocks = stages * fp4_prefill_cost::stage_clocks(w.weights, w.block_scales,
+                                                                c.block_m, w.rows_per_expert) +
+                        fp4_prefill_cost::end_clocks(c.block_m, w.rows_per_expert);
   return w.experts * columns * clocks / num_sms / fp4_prefill_cost::kClock * 1e6;
 }
 

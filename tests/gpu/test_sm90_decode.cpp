@@ -68,6 +68,7 @@ std::vector<Recipe> recipes() {
           {Format::kInt8, ActivationFormat::kInt8PerSlot, {1, 0}},
           {Format::kMxfp4, ActivationFormat::kNone, {1, 32}},
           {Format::kMxfp4, ActivationFormat::kFp8PerToken, {1, 32}},
+          {Format::kMxfp4, ActivationFormat::kFp8Block128, {1, 32}},
           {Format::kMxfp8, ActivationFormat::kNone, {1, 32}},
           {Format::kNvfp4, ActivationFormat::kNone, {1, 16}},
           {Format::kInt4, ActivationFormat::kNone, {1, 32}},

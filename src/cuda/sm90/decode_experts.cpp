@@ -28,9 +28,10 @@ bool block_scales(const LayerSpec& spec) {
 
 std::string why_unsupported_fragments(ActivationFormat activations, const PackedMatrices& packed) {
   const bool bf16 = packed.rows().fragments.order == FragmentOrder::kBf16;
-  const bool per_row = activations == ActivationFormat::kFp8PerTensor ||
-                       activations == ActivationFormat::kFp8PerToken;
-  if (bf16 ? activations != ActivationFormat::kNone : !per_row) {
+  const bool fp8 = activations == ActivationFormat::kFp8PerTensor ||
+                   activations == ActivationFormat::kFp8PerToken ||
+                   activations == ActivationFormat::kFp8Block128;
+  if (bf16 ? activations != ActivationFormat::kNone : !fp8) {
     return "no decode kernel for these activations";
   }
   if (packed.spread().wide == 0) return {};

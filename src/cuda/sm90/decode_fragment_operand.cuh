@@ -10,8 +10,8 @@
 
 namespace switchyard::cuda::sm90 {
 
-/// kBlocks of 64 columns in a step.
-template <class FragmentOperand, int kBlocks>
+/// kBlocks of 64 columns in a step. kTokenScales: E4M3 tokens have a scale per 128 columns.
+template <class FragmentOperand, int kBlocks, bool kTokenScales>
 struct DecodeFragments {
   using Operand = FragmentOperand;
   static constexpr MmaType kMma = Operand::kMma;
@@ -19,7 +19,7 @@ struct DecodeFragments {
   static constexpr int kTokenBlocks = kBlocks * kFragmentCols * kTokenBytes / 128;
   static constexpr int kStepBytes = kBlocks * Operand::kBlockBytes;
   static constexpr int kChunkSteps = kDecodeChunkFragments / kBlocks;
-  static constexpr bool kBlockScales = false;
+  static constexpr bool kBlockScales = kTokenScales, kRowBlockScales = false;
   static constexpr bool kRowPairs = true;
   using Args = DecodeFragmentArgs;
 
@@ -49,6 +49,8 @@ struct DecodeFragments {
   __device__ static void multiply(const Step& step, bool accumulate, float (&sum)[kN / 2]) {
     if constexpr (Operand::kScalesSums) {
       multiply_scaled<kN>(step, kBlocks, accumulate, sum);
+    } else if constexpr (kTokenScales) {
+      multiply_promoted<kN, kDeep, kBlocks>(step, 0, accumulate, sum);
     } else {
       multiply_run<kN, kDeep, kBlocks>(step, 0, accumulate, sum);
     }
@@ -62,6 +64,9 @@ struct DecodeFragments {
       multiply_scaled<kN>(step, blocks, accumulate, sum);
     } else {
       with_variant(args, [&](auto deep) {
+        if constexpr (kTokenScales) {
+          return multiply_promoted_tail<kN, deep()>(step, blocks, accumulate, sum);
+        }
         int first = 0;
         if (blocks >= 2 * kGroup) {
           multiply_run<kN, deep(), 2 * kGroup>(step, 0, accumulate, sum);
@@ -133,6 +138,70 @@ struct DecodeFragments {
     }
   }
 
+  /// The same with tokens' scales: 128 columns leave the matrix unit together, and are added under
+  /// the next ones' products where registers hold both sums.
+  template <int kN, bool kDeep, int kCount>
+  __device__ static void multiply_promoted(const Step& step, int first, bool accumulate,
+                                           float (&sum)[kN / 2]) {
+    constexpr int kPairs = ceil_div(kCount, kGroup);
+    constexpr int kAhead = kN <= 16 && kPairs > 1 ? 1 : 0;  // in flight beside the newest
+    constexpr int kAtOnce = kCount < kGroup ? kCount : kGroup;
+    static_assert(kCount % kAtOnce == 0);
+    const char* weights = step.weights + first * Operand::kBlockBytes;
+    uint32_t a[2][kAtOnce][Operand::kSteps][4];
+    typename Operand::Raw raw[kAtOnce];
+    float part[1 + kAhead][kN / 2];
+    load(weights, raw);
+#pragma unroll
+    for (int i = 0; i < kPairs; ++i) {
+#pragma unroll
+      for (int b = 0; b < kAtOnce; ++b) Operand::template convert<kDeep>(raw[b], a[i % 2][b]);
+      if (i + 1 < kPairs) load(weights + (i + 1) * kAtOnce * Operand::kBlockBytes, raw);
+      auto& now = part[i % (1 + kAhead)];
+      const uint64_t tokens = step.token_descriptor(first / kGroup + i);
+      pin(now);
+      wgmma_fence();
+#pragma unroll
+      for (int b = 0; b < kAtOnce; ++b) {
+        Operand::template multiply<kN>(a[i % 2][b], tokens + b * (8 / kGroup), b > 0, now);
+      }
+      wgmma_commit();
+      wgmma_wait<kAhead>();
+      if (i >= kAhead) {
+        const int before = i - kAhead;
+        promote<kN>(step, first / kGroup + before, accumulate || before > 0,
+                    part[before % (1 + kAhead)], sum);
+      }
+    }
+    if constexpr (kAhead > 0) {
+      wgmma_wait<0>();
+      promote<kN>(step, first / kGroup + kPairs - 1, true, part[(kPairs - 1) % 2], sum);
+    }
+  }
+  template <int kN, bool kDeep>
+  __device__ static void multiply_promoted_tail(const Step& step, int blocks, bool accumulate,
+                                                float (&sum)[kN / 2]) {
+    int first = 0;
+#pragma unroll 1
+    for (; first + kGroup <= blocks; first += kGroup) {
+      multiply_promoted<kN, kDeep, kGroup>(step, first, accumulate || first > 0, sum);
+    }
+    if (first < blocks) {
+      multiply_promoted<kN, kDeep, 1>(step, first, accumulate || first > 0, sum);
+    }
+  }
+  /// sum (+)= part * scale of the token, for 128 columns.
+  template <int kN>
+  __device__ static void promote(const Step& step, int group, bool accumulate,
+                                 float (&part)[kN / 2], float (&sum)[kN / 2]) {
+    pin(part);
+    const float* scales = step.scales + group * step.scale_stride + threadIdx.x % 4 * 2;
+#pragma unroll
+    for (int i = 0; i < kN / 2; ++i) {
+      sum[i] = fmaf(part[i], scales[i / 4 * 8 + i % 2], accumulate ? sum[i] : 0.0f);
+    }
+  }
+
   template <int kN>
   __device__ static void multiply_scaled(const Step& step, int blocks, bool accumulate,
                                          float (&sum)[kN / 2]) {
@@ -195,16 +264,17 @@ struct DecodeFragments {
 };
 
 /// Longer steps cost less beside their conversions; with more tokens they would leave no ring.
-template <class FragmentOperand>
+template <class FragmentOperand, bool kTokenScales = false>
 void launch_decode_fragments(const DecodeFragmentArgs& weights, DecodeArgs args, int num_ctas,
                              Stream stream) {
   constexpr int kLong = kDecodeChunkFragments * kFragmentCodeBytes / FragmentOperand::kCodeBytes;
   constexpr int kShort = kLong / 2;
   const bool few = args.unit_size <= 8 && weights.col_blocks > kShort;
   args.steps = decode_fragment_steps(weights.col_blocks, few ? kLong : kShort);
-  few ? launch_decode_tile<DecodeFragments<FragmentOperand, kLong>, 8>(weights, args, num_ctas,
-                                                                       stream)
-      : launch_decode<DecodeFragments<FragmentOperand, kShort>>(weights, args, num_ctas, stream);
+  using Long = DecodeFragments<FragmentOperand, kLong, kTokenScales>;
+  using Short = DecodeFragments<FragmentOperand, kShort, kTokenScales>;
+  few ? launch_decode_tile<Long, 8>(weights, args, num_ctas, stream)
+      : launch_decode<Short>(weights, args, num_ctas, stream);
 }
 
 }  // namespace switchyard::cuda::sm90

@@ -17,7 +17,9 @@ DecodeFragmentArgs decode_fragment_args(const PackedMatrices& packed) {
 void decode_fragments(FragmentOrder order, const DecodeFragmentArgs& weights,
                       const DecodeArgs& args, int num_ctas, Stream stream) {
   const auto launch = [&](auto decode) { decode(weights, args, num_ctas, stream); };
-  if (order == FragmentOrder::kFp8) return launch(decode_mxfp4_fp8);
+  if (order == FragmentOrder::kFp8) {
+    return launch(args.token_scale_groups > 1 ? decode_mxfp4_fp8_block128 : decode_mxfp4_fp8);
+  }
   switch (weights.format) {
     case Format::kInt4: return launch(weights.scale_cols == 32 ? decode_int4_g32 : decode_int4_g64);
     case Format::kNvfp4: return launch(decode_nvfp4_bf16);

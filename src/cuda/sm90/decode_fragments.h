@@ -33,6 +33,8 @@ void decode_mxfp4_bf16(const DecodeFragmentArgs& weights, const DecodeArgs& args
                        Stream stream);
 void decode_mxfp4_fp8(const DecodeFragmentArgs& weights, const DecodeArgs& args, int num_ctas,
                       Stream stream);
+void decode_mxfp4_fp8_block128(const DecodeFragmentArgs& weights, const DecodeArgs& args,
+                               int num_ctas, Stream stream);
 void decode_mxfp8_bf16(const DecodeFragmentArgs& weights, const DecodeArgs& args, int num_ctas,
                        Stream stream);
 void decode_nvfp4_bf16(const DecodeFragmentArgs& weights, const DecodeArgs& args, int num_ctas,

@@ -27,7 +27,7 @@ struct Step {
   uint32_t tokens;      ///< shared address of kTokenBlocks blocks [unit_size][128 bytes], swizzled
   uint32_t token_block_bytes;
   const float* scales;      ///< kBlockScales: of tokens, from block to block of 128 columns
-  const float* row_scales;  ///< - of a gate row and an up row, as far apart
+  const float* row_scales;  ///< kRowBlockScales: of a gate row and an up row, as far apart
   int scale_stride;
 
   __device__ uint64_t token_descriptor(int block) const {
@@ -114,7 +114,7 @@ __device__ inline int32_t token_row(const DecodeArgs& a, int32_t packed) {
 /// A scale for each weight row, or null.
 template <class Operand>
 __device__ const float* per_row_scales(const DecodeArgs& a) {
-  return Operand::kBlockScales ? nullptr : a.row_scales;
+  return Operand::kRowBlockScales ? nullptr : a.row_scales;
 }
 
 }  // namespace switchyard::cuda::sm90

@@ -24,7 +24,7 @@ class TokenLoader {
     if constexpr (kCanRound) {
       if (a_.token_maxima.bits != nullptr) {
         if (!there) round_tokens(walk);
-        if constexpr (Operand::kBlockScales) load_row_scales(walk);
+        if constexpr (Operand::kRowBlockScales) load_row_scales(walk);
         async_copy_wait();
         fence_async_shared();
         return barrier_arrive(memory_.full + walk.slot);
@@ -33,8 +33,8 @@ class TokenLoader {
     if (!there) copy_tokens(walk);
     if constexpr (Operand::kBlockScales) {
       if (!there) load_token_scales(walk);
-      load_row_scales(walk);
     }
+    if constexpr (Operand::kRowBlockScales) load_row_scales(walk);
     async_copy_arrive(memory_.full + walk.slot);
   }
 
@@ -43,7 +43,7 @@ class TokenLoader {
     block_ = block;
     loads_ = 0;
     const int64_t expert = a_.sorted_expert_ids[block];
-    if constexpr (Operand::kBlockScales) {
+    if constexpr (Operand::kRowBlockScales) {
       row_scales_ = a_.row_scales + expert * a_.num_rows * a_.row_scale_groups;
     }
     num_rows_ = 0;
@@ -144,7 +144,7 @@ class TokenLoader {
   }
   __device__ void load_row_scales(const DecodeWalk& walk) const {
     constexpr int kScales = 2 * kTeam;  // of a block of 128 columns
-    static_assert(kScales * Operand::kTokenBlocks <= 32 || !Operand::kBlockScales);
+    static_assert(kScales * Operand::kTokenBlocks <= 32 || !Operand::kRowBlockScales);
     const uint32_t to =
         shared_address(memory_.scales) + static_cast<uint32_t>(walk.slot * shared_.scale_bytes);
     if (lane_ < kScales * Operand::kTokenBlocks) {

@@ -16,7 +16,7 @@ struct SharedOperand {
   static constexpr int kBlockBytes = kDecodeRows * 128;
   static constexpr int kStepBytes = kTokenBlocks * kBlockBytes;
   static constexpr int kChunkSteps = kDecodeChunkSteps;
-  static constexpr bool kBlockScales = kScaled;
+  static constexpr bool kBlockScales = kScaled, kRowBlockScales = kScaled;
   static constexpr bool kRowPairs = false;
   static constexpr int kBlockColumns = kType == MmaType::kBf16 ? 64 : 128;
   struct Args {

@@ -57,9 +57,6 @@ bool in_fragment_order(const WeightRows& w) {
 }
 
 const char* why_unsupported_fragments(const PackedMatrices& packed, ActivationFormat activations) {
-  if (packed.rows().rows.format == Format::kMxfp8) {
-    return "no kernel for many rows per expert in this weight format";
-  }
   if (!aligned_columns(packed.rows(), operand_format(activations))) {
     return "rows are not multiples of 16 bytes";
   }
@@ -68,9 +65,10 @@ const char* why_unsupported_fragments(const PackedMatrices& packed, ActivationFo
     case ActivationFormat::kNone:
     case ActivationFormat::kFp8PerTensor:
     case ActivationFormat::kFp8PerToken:
+    case ActivationFormat::kFp8Block128:
     case ActivationFormat::kMxfp8:
     case ActivationFormat::kMxfp4: return nullptr;
-    default: return "4-bit weights meet bf16, MX or one scale per row";
+    default: return "weights in fragment order meet bf16, MX or FP8";
   }
 }
 
@@ -221,6 +219,7 @@ Sm90Experts::Work Sm90Experts::work_of(int64_t num_tokens, int64_t top_k) const 
 Fp4PrefillWork Sm90Experts::fragment_work(const Sm90Matrices& matrices,
                                           const GroupedGemmWork& work) const {
   return {.weights = matrices.rows.fragments,
+          .block_scales = activations_ == ActivationFormat::kFp8Block128,
           .experts = work.experts,
           .rows_per_expert = work.rows_per_expert,
           .weight_rows = matrices.rows.num_rows,

@@ -10,12 +10,15 @@
 namespace switchyard::cuda::sm90 {
 namespace {
 
-Fp4PrefillVariantList variants_of(const FragmentLayout& weights) {
-  if (weights.order == FragmentOrder::kFp8) return fp4_prefill_fp8();
+Fp4PrefillVariantList variants_of(const FragmentLayout& weights, bool block_scales) {
+  if (weights.order == FragmentOrder::kFp8) {
+    return block_scales ? fp4_prefill_fp8_block128() : fp4_prefill_fp8();
+  }
   switch (weights.format) {
     case Format::kInt4:
       return weights.scale_cols == 32 ? fp4_prefill_int4_g32() : fp4_prefill_int4_g64();
     case Format::kNvfp4: return fp4_prefill_nvfp4();
+    case Format::kMxfp8: return fp4_prefill_mxfp8();
     default: return fp4_prefill_bf16();
   }
 }
@@ -69,8 +72,9 @@ Fp4PrefillParams params_of(const GroupedGemmJob& job, int tile_rows) {
 
 }  // namespace
 
-std::vector<GroupedGemmConfig> fp4_prefill_configs(const FragmentLayout& weights) {
-  const Fp4PrefillVariantList list = variants_of(weights);
+std::vector<GroupedGemmConfig> fp4_prefill_configs(const FragmentLayout& weights,
+                                                   bool block_scales) {
+  const Fp4PrefillVariantList list = variants_of(weights, block_scales);
   std::vector<GroupedGemmConfig> configs;
   for (int i = 0; i < list.count; ++i) configs.push_back(list.variants[i].config);
   return configs;
@@ -81,7 +85,8 @@ GroupedGemmConfig select_fp4_prefill_config(const Fp4PrefillWork& gate_up,
   const auto cost = [&](const GroupedGemmConfig& c) {
     return fp4_prefill_us(c, gate_up, num_sms) + fp4_prefill_us(c, down, num_sms);
   };
-  const std::vector<GroupedGemmConfig> configs = fp4_prefill_configs(gate_up.weights);
+  const std::vector<GroupedGemmConfig> configs =
+      fp4_prefill_configs(gate_up.weights, gate_up.block_scales);
   return *std::min_element(configs.begin(), configs.end(),
                            [&](const auto& a, const auto& b) { return cost(a) < cost(b); });
 }
@@ -89,7 +94,7 @@ GroupedGemmConfig select_fp4_prefill_config(const Fp4PrefillWork& gate_up,
 void fp4_prefill(const GroupedGemmJob& job, const GroupedGemmConfig& config, int num_sms,
                  Stream stream) {
   if (job.sorted.num_blocks == 0) return;
-  const Fp4PrefillVariantList list = variants_of(job.weights.fragments);
+  const Fp4PrefillVariantList list = variants_of(job.weights.fragments, job.input.group_size != 0);
   const auto* variant = std::find_if(list.variants, list.variants + list.count,
                                      [&](const auto& v) { return v.config == config; });
   if (variant == list.variants + list.count) {

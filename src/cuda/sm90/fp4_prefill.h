@@ -10,13 +10,15 @@
 namespace switchyard::cuda::sm90 {
 
 /// Every tile compiled in, tallest first; block_m sorted rows times block_n weight rows.
-std::vector<GroupedGemmConfig> fp4_prefill_configs(const FragmentLayout& weights);
+/// block_scales: E4M3 rows have a scale per 128 columns.
+std::vector<GroupedGemmConfig> fp4_prefill_configs(const FragmentLayout& weights,
+                                                   bool block_scales = false);
 
 /// The one under which both GEMMs of a layer, which share the sorted rows, take least.
 GroupedGemmConfig select_fp4_prefill_config(const Fp4PrefillWork& gate_up,
                                             const Fp4PrefillWork& down, int num_sms);
 
-/// Enqueues. E4M3 rows have one scale each (or one for all).
+/// Enqueues. E4M3 rows have one scale each (or one for all), or as many as input.group_size says.
 void fp4_prefill(const GroupedGemmJob& job, const GroupedGemmConfig& config, int num_sms,
                  Stream stream);
 

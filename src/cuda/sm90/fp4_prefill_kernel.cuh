@@ -70,22 +70,29 @@ void launch_fp4_prefill(const Fp4PrefillParams& params, int num_blocks, Stream s
          static_cast<cudaStream_t>(stream.handle), params);
 }
 
-template <class Operand, int kRows>
+template <class Operand, bool kRowScales, int kRows>
 constexpr Fp4PrefillVariants fp4_prefill_variants() {
-  using Down = Fp4PrefillTraits<Operand, RowSource::kSorted, TileEnd::kRows, kRows>;
+  constexpr auto kToken = RowSource::kToken, kSorted = RowSource::kSorted;
+  using Gated = Fp4PrefillTraits<Operand, kRowScales, kToken, TileEnd::kGated, kRows>;
+  using Up = Fp4PrefillTraits<Operand, kRowScales, kToken, TileEnd::kRows, kRows>;
+  using Down = Fp4PrefillTraits<Operand, kRowScales, kSorted, TileEnd::kRows, kRows>;
   return {{kRows, Down::kTileWeightRows, Down::kStages},
-          launch_fp4_prefill<Fp4PrefillTraits<Operand, RowSource::kToken, TileEnd::kGated, kRows>>,
-          launch_fp4_prefill<Fp4PrefillTraits<Operand, RowSource::kToken, TileEnd::kRows, kRows>>,
+          launch_fp4_prefill<Gated>,
+          launch_fp4_prefill<Up>,
           launch_fp4_prefill<Down>};
 }
 /// Tallest first.
-template <class Operand>
+template <class Operand, bool kRowScales>
 constexpr Fp4PrefillVariants kFp4PrefillVariants[] = {
-    fp4_prefill_variants<Operand, 128>(), fp4_prefill_variants<Operand, 96>(),
-    fp4_prefill_variants<Operand, 64>(), fp4_prefill_variants<Operand, 32>()};
-template <class Operand>
+    fp4_prefill_variants<Operand, kRowScales, 128>(),
+    fp4_prefill_variants<Operand, kRowScales, 96>(),
+    fp4_prefill_variants<Operand, kRowScales, 64>(),
+    fp4_prefill_variants<Operand, kRowScales, 32>()};
+/// kRowScales: E4M3 rows have a scale per 128 columns.
+template <class Operand, bool kRowScales = false>
 Fp4PrefillVariantList fp4_prefill_list() {
-  return {kFp4PrefillVariants<Operand>, std::size(kFp4PrefillVariants<Operand>)};
+  return {kFp4PrefillVariants<Operand, kRowScales>,
+          std::size(kFp4PrefillVariants<Operand, kRowScales>)};
 }
 
 }  // namespace switchyard::cuda::sm90

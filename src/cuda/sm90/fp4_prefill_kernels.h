@@ -26,7 +26,8 @@ struct Fp4PrefillParams {
   const uint8_t* input;  ///< gathered
   int64_t input_row_bytes;
   RowSource source;
-  const float* row_scales;  ///< E4M3: of input row r at r * row_scale_stride
+  /// E4M3: of input row r at r * row_scale_stride, one for the row or one per 128 columns.
+  const float* row_scales;
   int32_t row_scale_stride;
 
   ActivationSpec activation_spec;
@@ -50,9 +51,11 @@ struct Fp4PrefillVariantList {
 };
 /// Each in its own translation unit, tallest tile first.
 Fp4PrefillVariantList fp4_prefill_fp8();
+Fp4PrefillVariantList fp4_prefill_fp8_block128();
 Fp4PrefillVariantList fp4_prefill_bf16();
 Fp4PrefillVariantList fp4_prefill_nvfp4();
 Fp4PrefillVariantList fp4_prefill_int4_g32();
 Fp4PrefillVariantList fp4_prefill_int4_g64();
+Fp4PrefillVariantList fp4_prefill_mxfp8();
 
 }  // namespace switchyard::cuda::sm90

@@ -115,10 +115,27 @@ struct Fp4PrefillConsumer {
     release(at.slot == 0 ? Traits::kStages - 1 : at.slot - 1);
   }
 
+  /// sums += part, times the rows' scales of the stage in `slot`.
+  template <int kN>
+  __device__ __forceinline__ void add_row_scaled(Part<kN>& sums, const Part<kN>& part,
+                                                 int slot) const {
+    const float* scales = ring.scales + slot * Traits::kTileRows + thread % 4 * 2;
+#pragma unroll
+    for (int i = 0; i < kN / 2; i += 4) {
+      const float2 scale = *reinterpret_cast<const float2*>(scales + 2 * i);
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+        sums[i + j] = fmaf(part[i + j], j % 2 == 0 ? scale.x : scale.y, sums[i + j]);
+      }
+    }
+  }
+
   /// Takes the sums out every kPromoteBlocks k blocks. The next stage's codes are fetched while
   /// this one is multiplied (5 % at 128 rows); registers allow no more.
   template <int kN, bool kDeep>
   __device__ __forceinline__ void accumulate_promoted(Part<kN>& sums, Part<kN>& part) {
+    // No: but where the compiler knows that, it serialises the products.
+    const bool kept = p.num_k_blocks < 0;
     HalfOperand low, high;
     Raw raw;
     wait_full();
@@ -129,7 +146,7 @@ struct Fp4PrefillConsumer {
         const uint64_t b = rows_descriptor();
         const int slot = at.slot;
         convert_half<0, kDeep>(raw, low);
-        multiply_half<kN>(part, low, b, k != 0);
+        multiply_half<kN>(part, low, b, Traits::kRowScales ? kept : k != 0);
         convert_half<1, kDeep>(raw, high);
         multiply_half<kN>(part, high, b + 4, true);
         at.advance();
@@ -139,10 +156,13 @@ struct Fp4PrefillConsumer {
         }
         wgmma_wait<0>();
         pin(part);
+        if constexpr (Traits::kRowScales) add_row_scaled<kN>(sums, part, slot);
         release(slot);
       }
+      if constexpr (!Traits::kRowScales) {
 #pragma unroll
-      for (int i = 0; i < kN / 2; ++i) sums[i] += part[i];
+        for (int i = 0; i < kN / 2; ++i) sums[i] += part[i];
+      }
     }
   }
 

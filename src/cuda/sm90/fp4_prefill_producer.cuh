@@ -11,10 +11,12 @@
 
 namespace switchyard::cuda::sm90 {
 
-/// A kernel is compiled for one of these.
-template <class FragmentOperand, RowSource kRowSource, TileEnd kTileEnd, int kRows>
+/// A kernel is compiled for one of these. kScaledRows: E4M3 rows have a scale per 128 columns.
+template <class FragmentOperand, bool kScaledRows, RowSource kRowSource, TileEnd kTileEnd,
+          int kRows>
 struct Fp4PrefillTraits {
   using Operand = FragmentOperand;
+  static constexpr bool kRowScales = kScaledRows;
   static constexpr bool kFp8 = Operand::kMma == MmaType::kE4m3;
   static constexpr bool kGather = kRowSource != RowSource::kSorted;
   static constexpr TileEnd kEnd = kTileEnd;
@@ -36,8 +38,10 @@ struct Fp4PrefillTraits {
   static constexpr int kConsumerStage = kStageBlocks * kBlockBytes;
   static constexpr int kRowStage = kRows * kGemmBlockBytes;
   static constexpr int kWeightStage = kConsumers * kConsumerStage;
-  /// K blocks between promotions of E4M3 sums, counted from column 0: 512 columns, as everywhere.
-  static constexpr int kPromoteBlocks = 4;
+  static constexpr int kScaleStage = kRowScales ? kRows * 4 : 0;
+  /// K blocks between promotions of E4M3 sums, counted from column 0: 512 columns, as everywhere,
+  /// or 128 where a scale ends.
+  static constexpr int kPromoteBlocks = kRowScales ? 1 : 4;
   using Sums = float[kRows / 2];
 
   /// Output of a consumer on its way, and what a tile's end needs to know.
@@ -49,10 +53,11 @@ struct Fp4PrefillTraits {
   static constexpr int kFixedBytes =
       kConsumers * kOutputBytes + kFactBuffers * kFactBytes + kTableBytes + 8 * kMostBarriers;
   static constexpr int kMostStages =
-      static_cast<int>((kSm90SharedBytes - kFixedBytes) / (kRowStage + kWeightStage));
+      static_cast<int>((kSm90SharedBytes - kFixedBytes) / (kRowStage + kWeightStage + kScaleStage));
   static constexpr int kStages = kMostStages < 12 ? kMostStages : 12;
   static constexpr int kWeightsAt = kStages * kRowStage;
-  static constexpr int kOutputAt = kWeightsAt + kStages * kWeightStage;
+  static constexpr int kScalesAt = kWeightsAt + kStages * kWeightStage;
+  static constexpr int kOutputAt = kScalesAt + kStages * kScaleStage;
   static constexpr int kFactsAt = kOutputAt + kConsumers * kOutputBytes;
   static constexpr int kTablesAt = kFactsAt + kFactBuffers * kFactBytes;
   static constexpr int kBarriersAt = kTablesAt + kTableBytes;
@@ -85,6 +90,7 @@ struct Fp4PrefillRing {
   static_assert(sizeof(Facts) == Traits::kFactBytes);
   uint8_t* rows;
   uint8_t* weights;
+  float* scales;  ///< kRowScales
   Facts* facts;
   uint64_t* full;
   uint64_t* empty;
@@ -94,6 +100,7 @@ struct Fp4PrefillRing {
   __device__ explicit Fp4PrefillRing(uint8_t* shared)
       : rows(shared),
         weights(shared + Traits::kWeightsAt),
+        scales(reinterpret_cast<float*>(shared + Traits::kScalesAt)),
         facts(reinterpret_cast<Facts*>(shared + Traits::kFactsAt)),
         full(reinterpret_cast<uint64_t*>(shared + Traits::kBarriersAt)),
         empty(full + Traits::kStages),
@@ -101,7 +108,8 @@ struct Fp4PrefillRing {
         facts_empty(facts_full + Traits::kFactBuffers) {}
   __device__ void init() const {
     for (int i = 0; i < Traits::kStages; ++i) {
-      barrier_init(&full[i], 4 + (Traits::kGather ? 128 : 0));  // one lane per loading warp
+      // One lane per loading warp; the copies of every thread.
+      barrier_init(&full[i], 4 + (Traits::kGather || Traits::kRowScales ? 128 : 0));
       barrier_init(&empty[i], 4 * Traits::kConsumers);
     }
     for (int i = 0; i < Traits::kFactBuffers; ++i) {
@@ -201,7 +209,7 @@ __device__ __forceinline__ void fill_facts(const Fp4PrefillParams& p,
       const int64_t row = p.output_per_pair ? pair : sorted;
       facts.output[thread] = used ? p.output + row * p.output_stride : nullptr;
       float factor = 1.0f, after = 1.0f;
-      if constexpr (Traits::kFp8) {
+      if constexpr (Traits::kFp8 && !Traits::kRowScales) {
         const int64_t source = !used ? 0 : Traits::kGather ? source_row(p, packed) : sorted;
         factor = p.row_scales[source * p.row_scale_stride];
       }
@@ -254,6 +262,16 @@ __device__ void load_tiles(const Fp4PrefillParams& p, const Fp4PrefillRing<Trait
     const bool brings_rows = !Traits::kGather && warp == 3;
     const uint8_t* weights =
         p.weights + tile.expert * p.expert_bytes + row_block * p.row_block_bytes;
+    const float* scales = nullptr;  // of row `thread`
+    if constexpr (Traits::kRowScales) {
+      // Where there is no pair any row's will do, here too.
+      const int32_t own = first_row + thread % Traits::kTileRows;
+      const int32_t packed = __ldg(p.sorted.ids + own);
+      const int32_t some = __ldg(p.sorted.ids + first_row);
+      const int64_t source =
+          Traits::kGather ? source_row(p, is_pair(packed, p.sorted.top_k) ? packed : some) : own;
+      scales = p.row_scales + source * p.row_scale_stride;
+    }
     uint32_t from[kPasses];  // in chunks of 16 bytes
     if constexpr (Traits::kGather) {
       // Where there is no pair any row will do, as its sums are never stored: but one of the tile's
@@ -313,10 +331,16 @@ __device__ void load_tiles(const Fp4PrefillParams& p, const Fp4PrefillRing<Trait
             for (int i = 0; i < kStepPasses; ++i) copy(first + i);
           }
         }
-        async_copy_arrive(&ring.full[at.slot]);
         column += kGemmBlockBytes;
         left -= kGemmBlockBytes;
       }
+      if constexpr (Traits::kRowScales) {
+        if (thread < Traits::kTileRows) {
+          async_copy_4(shared_address(ring.scales + at.slot * Traits::kTileRows + thread),
+                       scales + k, true);
+        }
+      }
+      if constexpr (Traits::kGather || Traits::kRowScales) async_copy_arrive(&ring.full[at.slot]);
       at.advance();
     }
   }
