@@ -119,25 +119,36 @@ SWITCHYARD_HOST_DEVICE inline uint32_t nvfp4_multiplier(uint32_t scales, int ind
   return both * 16u + ((127u + 118u - 9u) << 7) * 0x00010001u;
 }
 
-/// Eight INT4 codes of two rows, zero point 8 taken off, exactly.
-SWITCHYARD_HOST_DEVICE inline void convert_int4(uint32_t word, uint32_t (&a)[4]) {
+/// 128 + a zero point in both halves, bf16.
+SWITCHYARD_HOST_DEVICE constexpr uint32_t int4_bias(uint32_t zero_point) {
+  return 0x43004300u + zero_point * 0x00010001u;
+}
+/// Eight INT4 codes of two rows, the zero points of their int4_bias() taken off, exactly.
+SWITCHYARD_HOST_DEVICE inline void convert_int4(uint32_t word, uint32_t first, uint32_t second,
+                                                uint32_t (&a)[4]) {
   for (int reg = 0; reg < 4; ++reg) {
+    const uint32_t bias = reg % 2 == 0 ? first : second;
     // 128 + code
 #if defined(__CUDA_ARCH__)
     uint32_t biased;  // (shifted & mask) | bias: one instruction, if no constant is folded into it
     asm("lop3.b32 %0, %1, %2, %3, 0xea;"
         : "=r"(biased)
         : "r"(word >> (4 * reg)), "r"(0x000f000fu), "r"(0x43004300u));
-    asm("sub.rn.bf16x2 %0, %1, %2;" : "=r"(a[reg]) : "r"(biased), "r"(0x43084308u));
+    asm("sub.rn.bf16x2 %0, %1, %2;" : "=r"(a[reg]) : "r"(biased), "r"(bias));
 #else
     const uint32_t biased = (word >> (4 * reg) & 0x000f000fu) | 0x43004300u;
     a[reg] = 0;
     for (int half = 0; half < 32; half += 16) {
-      const float code = bf16_to_f32(static_cast<uint16_t>(biased >> half)) - 136.0f;
+      const float code = bf16_to_f32(static_cast<uint16_t>(biased >> half)) -
+                         bf16_to_f32(static_cast<uint16_t>(bias >> half));
       a[reg] |= uint32_t{f32_to_bf16(code)} << half;
     }
 #endif
   }
+}
+/// The same without zero points: 8.
+SWITCHYARD_HOST_DEVICE inline void convert_int4(uint32_t word, uint32_t (&a)[4]) {
+  convert_int4(word, int4_bias(kInt4ZeroPoint), int4_bias(kInt4ZeroPoint), a);
 }
 
 }  // namespace switchyard

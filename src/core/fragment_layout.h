@@ -48,7 +48,7 @@ struct FragmentLayout {
   FragmentOrder order = FragmentOrder::kRowMajor;
   Format format = Format::kMxfp4;
   int32_t scale_cols = 32;  ///< columns of a block that share a scale: 16, 32 or 64
-  int32_t scale_bytes = 1;
+  int32_t scale_bytes = 1;  ///< kInt4: 2 are a bf16, 4 an int4_factor()
   int32_t block_bytes = 0;
   int32_t row_blocks = 0;
   int32_t col_blocks = 0;
@@ -70,12 +70,14 @@ struct FragmentLayout {
 };
 
 /// group: columns per scale as stored. A group of more than 64 columns is repeated in each block.
+/// factors: kInt4 scales are f16, or have zero points.
 SWITCHYARD_HOST_DEVICE constexpr FragmentLayout fragment_layout(FragmentOrder order, Format format,
                                                                 int64_t group, int64_t rows,
-                                                                int64_t cols) {
+                                                                int64_t cols,
+                                                                bool factors = false) {
   FragmentLayout layout{.order = order, .format = format};
   layout.scale_cols = static_cast<int32_t>(group < kFragmentCols ? group : kFragmentCols);
-  layout.scale_bytes = format == Format::kInt4 ? 2 : 1;
+  layout.scale_bytes = factors ? 4 : format == Format::kInt4 ? 2 : 1;
   layout.block_bytes =
       fragment_code_bytes(format) + kFragmentRows * layout.scales_per_row() * layout.scale_bytes;
   layout.row_blocks = static_cast<int32_t>(ceil_div<int64_t>(rows, kFragmentRows));
@@ -202,6 +204,18 @@ SWITCHYARD_HOST_DEVICE constexpr float nvfp4_scale(uint8_t byte) {
   return f32_from_bits((static_cast<uint32_t>(byte) << 20) + (uint32_t{127 - 9} << 23));
 }
 
+/// kInt4: a scale that was bf16 or f16, whose f32 has 13 zeros at its end, and a zero point there.
+inline constexpr uint32_t kInt4ZeroBits = 0x7f;
+SWITCHYARD_HOST_DEVICE constexpr uint32_t int4_factor(float scale, uint32_t zero_point) {
+  return f32_bits(scale) | zero_point;
+}
+SWITCHYARD_HOST_DEVICE constexpr float int4_scale(uint32_t factor) {
+  return f32_from_bits(factor & ~kInt4ZeroBits);
+}
+SWITCHYARD_HOST_DEVICE constexpr uint32_t int4_zero_point(uint32_t factor) {
+  return factor & kInt4ZeroBits;
+}
+
 /// 2^exponent, subnormal results included.
 SWITCHYARD_HOST_DEVICE constexpr float power_of_two(int exponent) {
   return exponent >= -126 ? f32_from_bits(static_cast<uint32_t>(exponent + 127) << 23)
@@ -209,10 +223,11 @@ SWITCHYARD_HOST_DEVICE constexpr float power_of_two(int exponent) {
 }
 
 /// What a kernel that computes in f32 multiplies the codes of (row, scale byte) with. `scale` holds
-/// one stored scale, INT4's bf16 in both bytes.
+/// one stored scale in its lowest bytes.
 SWITCHYARD_HOST_DEVICE constexpr float fragment_scale(const FragmentLayout& layout, uint32_t scale,
                                                       float row_scale) {
   const auto byte = static_cast<uint8_t>(scale);
+  if (layout.scale_bytes == 4) return int4_scale(scale) * row_scale;
   if (layout.format == Format::kInt4) return bf16_to_f32(static_cast<uint16_t>(scale)) * row_scale;
   if (layout.format == Format::kNvfp4) return nvfp4_scale(byte) * (row_scale / kNvfp4RowScale);
   if (row_scale < 0.0f) return e8m0_to_f32(byte) * -row_scale;

@@ -126,10 +126,15 @@ __device__ inline GroupFactors load_factors(const WeightRows& w, int64_t expert,
     const char* at = static_cast<const char*>(w.rows.values) + expert * w.expert_bytes +
                      fragment_block(w.fragments, row, col) +
                      scale_place(w.fragments, row % kFragmentRows, col % kFragmentCols);
-    const uint32_t scale = w.fragments.scale_bytes == 2 ? *reinterpret_cast<const uint16_t*>(at)
-                                                        : *reinterpret_cast<const uint8_t*>(at);
+    const int bytes = w.fragments.scale_bytes;
+    const uint32_t scale = bytes == 4   ? *reinterpret_cast<const uint32_t*>(at)
+                           : bytes == 2 ? *reinterpret_cast<const uint16_t*>(at)
+                                        : *reinterpret_cast<const uint8_t*>(at);
+    const uint32_t zero_point = bytes == 4                       ? int4_zero_point(scale)
+                                : w.rows.format == Format::kInt4 ? kInt4ZeroPoint
+                                                                 : 0u;
     return {fragment_scale(w.fragments, scale, w.row_scales[expert * w.num_rows + row]),
-            w.rows.format == Format::kInt4 ? static_cast<float>(kInt4ZeroPoint) : 0.0f};
+            static_cast<float>(zero_point)};
   }
   const int64_t at =
       expert * w.expert_scales + static_cast<int64_t>(row) * w.rows.num_groups + group;

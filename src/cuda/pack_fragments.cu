@@ -138,7 +138,11 @@ __device__ void pack_scales(const FragmentPackJob& job, const Tile& tile, int th
     const bool inside = first_row + row < job.num_rows && first_col + col < job.num_cols;
     const int64_t from =
         inside ? (first_row + row) * job.num_groups + group_of(job, first_col + col) : 0;
-    if (layout.format == Format::kInt4) {
+    if (layout.scale_bytes == 4) {
+      *reinterpret_cast<uint32_t*>(to) = inside
+                                             ? reinterpret_cast<const uint32_t*>(job.scales)[from]
+                                             : int4_factor(0.0f, kInt4ZeroPoint);
+    } else if (layout.format == Format::kInt4) {
       *reinterpret_cast<uint16_t*>(to) =
           inside ? reinterpret_cast<const uint16_t*>(job.scales)[from] : uint16_t{0};
     } else if (layout.format == Format::kNvfp4) {

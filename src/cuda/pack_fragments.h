@@ -33,7 +33,7 @@ struct FragmentPackJob {
   int32_t num_cols = 0;
   const uint8_t* codes = nullptr;  ///< [rows][row_bytes], zero from num_cols on
   int64_t row_bytes = 0;
-  const uint8_t* scales = nullptr;  ///< [rows][num_groups], as stored; INT4: bf16
+  const uint8_t* scales = nullptr;  ///< [rows][num_groups], as stored; INT4: bf16, int4_factor
   int32_t num_groups = 0;
   int32_t group_size = 0;                ///< 0: one group
   const float* global_scales = nullptr;  ///< [halves], row r has that of half r % halves; null: 1

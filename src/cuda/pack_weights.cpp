@@ -67,6 +67,25 @@ void copy_zero_points(const WeightMatrix& matrix, int64_t row, int64_t num_group
   }
 }
 
+/// int4_factor() of every group of one row.
+void copy_factors(const WeightMatrix& matrix, int64_t row, int64_t num_groups, char* to) {
+  std::vector<char> zeros(static_cast<size_t>(num_groups));
+  copy_scales(matrix, row, num_groups, ScaleKind::kF32, to);
+  copy_zero_points(matrix, row, num_groups, zeros.data());
+  for (int64_t g = 0; g < num_groups; ++g) {
+    const auto zero_point = static_cast<uint8_t>(zeros[static_cast<size_t>(g)]);
+    if (zero_point > kInt4ZeroBits) {
+      throw Error(ErrorCode::kUnsupported,
+                  fmt::format("an INT4 zero point is {}; the CUDA backend has at most {}",
+                              zero_point, kInt4ZeroBits));
+    }
+    float scale;
+    std::memcpy(&scale, to + g * 4, sizeof(scale));
+    const uint32_t factor = int4_factor(scale, zero_point);
+    std::memcpy(to + g * 4, &factor, sizeof(factor));
+  }
+}
+
 int64_t num_groups_of(const WeightMatrix& matrix) {
   if (!matrix.scales.empty()) return matrix.scales.extent(1);
   if (!matrix.zero_points.empty()) return matrix.zero_points.extent(1);
@@ -99,11 +118,18 @@ bool has_fragment_order(const WeightMatrix& example) {
     case Format::kMxfp4:
     case Format::kMxfp8: return kept_scales(example) == ScaleKind::kE8m0 && block.cols == 32;
     case Format::kNvfp4: return kept_scales(example) == ScaleKind::kE4m3 && block.cols == 16;
-    case Format::kInt4:
-      return example.scales.type == DataType::kBf16 && example.zero_points.empty() &&
-             example.group_index.empty() && (block.cols == 32 || block.cols % kFragmentCols == 0);
+    case Format::kInt4: {
+      const DataType type = example.scales.type;
+      return (type == DataType::kBf16 || type == DataType::kF16) && example.group_index.empty() &&
+             (block.cols == 32 || block.cols % kFragmentCols == 0);
+    }
     default: return false;
   }
+}
+/// FragmentLayout of such a matrix: whether kInt4 needs more than bf16 scales.
+bool has_factors(const WeightMatrix& example) {
+  return example.format == Format::kInt4 &&
+         (example.scales.type != DataType::kBf16 || !example.zero_points.empty());
 }
 
 }  // namespace
@@ -156,7 +182,7 @@ PackedMatrices::PackedMatrices(const WeightMatrix& example, int32_t halves, bool
   } else {
     const FragmentLayout layout =
         fragment_layout(order, example.format, stored_width == 0 ? kFragmentCols : stored_width,
-                        rows, example.cols);
+                        rows, example.cols, has_factors(example));
     view_.fragments = layout;
     values_ = allocate(layout.bytes(), num_experts);
     row_scales_ = allocate(rows * 4, num_experts);
@@ -165,7 +191,8 @@ PackedMatrices::PackedMatrices(const WeightMatrix& example, int32_t halves, bool
     device_spread_ = DeviceBuffer(sizeof(ScaleSpread));
     device_spread_.copy_from_host(0, &spread_, sizeof(ScaleSpread));
   }
-  zero_points_ = some(!example.zero_points.empty(), rows * groups);
+  zero_points_ =
+      some(!example.zero_points.empty() && order == FragmentOrder::kRowMajor, rows * groups);
   group_index_ = some(!example.group_index.empty(), halves * example.cols * 4);
   smooth_ = some(!example.smooth_scales.empty(), example.cols * 4);
   global_ = some(example.global_scale != 1.0f || example.format == Format::kNvfp4, halves * 4);
@@ -200,11 +227,14 @@ void PackedMatrices::pack(int64_t expert, const std::vector<WeightMatrix>& matri
     require_like_example(m.format == view_.rows.format && m.cols == view_.num_cols &&
                              m.rows * halves == view_.num_rows,
                          expert, "format and shape");
-    require_like_example(kept_scales(m) == view_.rows.scale_kind && num_groups_of(m) == groups,
+    const bool bf16_scales = view_.fragments.scale_bytes == 2;
+    require_like_example(kept_scales(m) == view_.rows.scale_kind && num_groups_of(m) == groups &&
+                             (!bf16_scales || m.scales.type == DataType::kBf16),
                          expert, "scales");
     require_like_example(m.group_index.empty() == (view_.group_index == nullptr) &&
                              m.smooth_scales.empty() == (view_.smooth_scales == nullptr) &&
-                             (m.zero_points.empty() || view_.zero_points != nullptr) &&
+                             (m.zero_points.empty() || view_.zero_points != nullptr ||
+                              view_.fragments.scale_bytes == 4) &&
                              (m.global_scale == 1.0f || view_.global_scales != nullptr),
                          expert, "zero points, group index, smooth or global scales");
   }
@@ -231,7 +261,10 @@ void PackedMatrices::pack(int64_t expert, const std::vector<WeightMatrix>& matri
   if (view_.fragments.order != FragmentOrder::kRowMajor) {
     stage(staged_rows_, 0, staged_rows_.bytes(), rows, row_bytes, fill_values);
     stage(staged_scales_, 0, staged_scales_.bytes(), rows, staged_scales_.bytes() / rows,
-          [&](size_t h, int64_t r, char* to) { copy_stored_scales(matrices[h], r, groups, to); });
+          [&](size_t h, int64_t r, char* to) {
+            const auto copy = view_.fragments.scale_bytes == 4 ? copy_factors : copy_stored_scales;
+            copy(matrices[h], r, groups, to);
+          });
     pack_fragments(expert);
   } else {
     upload(values_, rows, row_bytes, fill_values);

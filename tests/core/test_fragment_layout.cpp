@@ -299,6 +299,33 @@ TEST(FragmentConvert, Nvfp4IsExactForEveryCodeAndScale) {
   }
 }
 
+TEST(FragmentConvert, Int4IsExactForEveryCodeAndZeroPoint) {
+  for (uint32_t zero_point = 0; zero_point <= kInt4ZeroBits; ++zero_point) {
+    for_each_code(FragmentOrder::kBf16, Format::kInt4, [&](uint32_t word, int place, uint8_t code) {
+      uint32_t a[4];
+      const int row = place / 2 % 2;  // the other one has another zero point
+      convert_int4(word, int4_bias(row == 0 ? zero_point : 3), int4_bias(row == 1 ? zero_point : 3),
+                   a);
+      const auto got = static_cast<uint16_t>(a[place / 2] >> (place % 2 * 16));
+      ASSERT_EQ(bf16_to_f32(got), static_cast<float>(code) - static_cast<float>(zero_point));
+    });
+  }
+}
+
+TEST(FragmentConvert, Int4FactorsKeepEveryScaleAndZeroPoint) {
+  for (uint32_t bits = 0; bits < 0x10000; ++bits) {
+    const auto half = static_cast<uint16_t>(bits);
+    for (const float scale : {f16_to_f32(half), bf16_to_f32(half)}) {
+      if (std::isnan(scale)) continue;
+      for (const uint32_t zero_point : {0u, 7u, 16u, kInt4ZeroBits}) {
+        const uint32_t factor = int4_factor(scale, zero_point);
+        ASSERT_EQ(f32_bits(int4_scale(factor)), f32_bits(scale));
+        ASSERT_EQ(int4_zero_point(factor), zero_point);
+      }
+    }
+  }
+}
+
 TEST(FragmentConvert, Int4IsExactForEveryCode) {
   for_each_code(FragmentOrder::kBf16, Format::kInt4, [&](uint32_t word, int place, uint8_t code) {
     uint32_t a[4];

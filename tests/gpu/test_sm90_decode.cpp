@@ -57,6 +57,8 @@ struct Recipe {
   Format format;
   ActivationFormat activations;
   ScaleBlock block{};
+  bool zero_points = false;
+  DataType int4_scales = DataType::kBf16;
 };
 std::vector<Recipe> recipes() {
   return {{Format::kBf16, ActivationFormat::kNone},
@@ -72,7 +74,10 @@ std::vector<Recipe> recipes() {
           {Format::kMxfp8, ActivationFormat::kNone, {1, 32}},
           {Format::kNvfp4, ActivationFormat::kNone, {1, 16}},
           {Format::kInt4, ActivationFormat::kNone, {1, 32}},
-          {Format::kInt4, ActivationFormat::kNone, {1, 128}}};
+          {Format::kInt4, ActivationFormat::kNone, {1, 128}},
+          {Format::kInt4, ActivationFormat::kNone, {1, 32}, true},
+          {Format::kInt4, ActivationFormat::kNone, {1, 128}, true, DataType::kF16},
+          {Format::kInt4, ActivationFormat::kNone, {1, 64}, false, DataType::kF16}};
 }
 LayerSpec spec_of(const Recipe& r, int64_t experts, int64_t top_k, int64_t hidden, int64_t inner) {
   return {.num_experts = experts,
@@ -86,7 +91,10 @@ LayerSpec spec_of(const Recipe& r, int64_t experts, int64_t top_k, int64_t hidde
 test::WeightsOptions options_of(const Recipe& r, bool biases = false) {
   test::WeightsOptions options{.matrix = test::usual_matrix(r.format), .biases = biases};
   options.matrix.smooth_scales = r.activations == ActivationFormat::kInt8PerSlot;
-  if (r.format == Format::kInt4) options.matrix.scale_type = DataType::kBf16;
+  if (r.format == Format::kInt4) {
+    options.matrix.scale_type = r.int4_scales;
+    options.matrix.zero_points = r.zero_points;
+  }
   return options;
 }
 

@@ -19,7 +19,7 @@ using cuda::PackedMatrices;
 
 /// A stored matrix of random bits.
 struct Stored {
-  std::vector<uint8_t> values, scales;
+  std::vector<uint8_t> values, scales, zero_points;
   WeightMatrix matrix;
 };
 
@@ -29,6 +29,8 @@ struct StoredOptions {
   int64_t rows = 64;
   int64_t cols = 64;
   int max_spread = 14;  ///< MX
+  bool zero_points = false;
+  DataType int4_scales = DataType::kBf16;  ///< or kF16
 };
 
 Stored random_stored(std::mt19937& random, const StoredOptions& o) {
@@ -48,7 +50,9 @@ Stored random_stored(std::mt19937& random, const StoredOptions& o) {
     for (int64_t g = 0; g < groups; ++g) {
       const auto at = static_cast<size_t>(r * groups + g);
       if (int4) {
-        const uint16_t scale = f32_to_bf16(static_cast<float>(random() % 1000 + 1) * 1e-4f);
+        const float value = static_cast<float>(random() % 1000 + 1) * 1e-4f;
+        const uint16_t scale =
+            o.int4_scales == DataType::kBf16 ? f32_to_bf16(value) : f32_to_f16(value);
         std::memcpy(&s.scales[at * 2], &scale, 2);
       } else if (o.format == Format::kNvfp4) {
         s.scales[at] = static_cast<uint8_t>(random() % 0x7f | (random() % 4 == 0 ? 0x80 : 0));
@@ -66,11 +70,17 @@ Stored random_stored(std::mt19937& random, const StoredOptions& o) {
   s.matrix.values = TensorView::contiguous(
       s.values.data(), eight ? DataType::kF8E4m3 : DataType::kU8, {o.rows, row_bytes});
   s.matrix.scales = TensorView::contiguous(s.scales.data(),
-                                           int4                         ? DataType::kBf16
+                                           int4                         ? o.int4_scales
                                            : o.format == Format::kNvfp4 ? DataType::kF8E4m3
                                                                         : DataType::kF8E8m0,
                                            {o.rows, groups});
   s.matrix.scale_block = {1, o.group};
+  if (o.zero_points) {
+    s.zero_points.resize(static_cast<size_t>(o.rows * groups));
+    for (uint8_t& zero : s.zero_points) zero = static_cast<uint8_t>(random() % 17);
+    s.matrix.zero_points =
+        TensorView::contiguous(s.zero_points.data(), DataType::kU8, {o.rows, groups});
+  }
   return s;
 }
 
@@ -114,12 +124,19 @@ void expect_same_values(const PackedMatrices& packed, int64_t expert,
       }
       const int64_t at =
           block + scale_place(layout, static_cast<int>(r % 64), static_cast<int>(c % 64));
-      const uint32_t scale = layout.scale_bytes == 2
+      const uint32_t scale = layout.scale_bytes == 4 ? word_at(at)
+                             : layout.scale_bytes == 2
                                  ? word_at(at - at % 4) >> (at % 4 * 8) & 0xffffu
                                  : blocks[static_cast<size_t>(at)];
-      const float wanted = detail::scale_of_group(m, r / rows.halves, detail::group_at(m, c)) *
-                           m.global_scale * values[static_cast<size_t>(c)];
-      const float got = fragment_scale(layout, scale, row_scales[static_cast<size_t>(r)]) * value;
+      const int64_t group = detail::group_at(m, c);
+      const float zeros = detail::zero_point_offset(m, r / rows.halves, group);
+      const float wanted = detail::scale_of_group(m, r / rows.halves, group) * m.global_scale *
+                           (values[static_cast<size_t>(c)] + zeros);
+      const float own_zeros = layout.scale_bytes != 4
+                                  ? 0.0f
+                                  : kInt4ZeroPoint - static_cast<float>(int4_zero_point(scale));
+      const float got =
+          fragment_scale(layout, scale, row_scales[static_cast<size_t>(r)]) * (value + own_zeros);
       ASSERT_EQ(got, wanted) << "row " << r << ", column " << c;
     }
   }
@@ -129,11 +146,19 @@ struct PackCase {
   FragmentOrder order;
   Format format;
   int64_t group;
+  bool zero_points = false;
+  DataType int4_scales = DataType::kBf16;
 };
 constexpr PackCase kPackCases[] = {
-    {FragmentOrder::kFp8, Format::kMxfp4, 32},  {FragmentOrder::kBf16, Format::kMxfp4, 32},
-    {FragmentOrder::kBf16, Format::kNvfp4, 16}, {FragmentOrder::kBf16, Format::kInt4, 32},
-    {FragmentOrder::kBf16, Format::kInt4, 128}, {FragmentOrder::kBf16, Format::kMxfp8, 32},
+    {FragmentOrder::kFp8, Format::kMxfp4, 32},
+    {FragmentOrder::kBf16, Format::kMxfp4, 32},
+    {FragmentOrder::kBf16, Format::kNvfp4, 16},
+    {FragmentOrder::kBf16, Format::kInt4, 32},
+    {FragmentOrder::kBf16, Format::kInt4, 128},
+    {FragmentOrder::kBf16, Format::kMxfp8, 32},
+    {FragmentOrder::kBf16, Format::kInt4, 32, true},
+    {FragmentOrder::kBf16, Format::kInt4, 128, true, DataType::kF16},
+    {FragmentOrder::kBf16, Format::kInt4, 64, false, DataType::kF16},
 };
 
 TEST(GpuFragments, PackingKeepsEveryValue) {
@@ -150,8 +175,12 @@ TEST(GpuFragments, PackingKeepsEveryValue) {
                      " rows " + std::to_string(rows) + " cols " + std::to_string(cols));
         std::vector<Stored> stored;
         for (int i = 0; i < 2 * halves; ++i) {
-          stored.push_back(random_stored(
-              random, {.format = c.format, .group = c.group, .rows = rows, .cols = cols}));
+          stored.push_back(random_stored(random, {.format = c.format,
+                                                  .group = c.group,
+                                                  .rows = rows,
+                                                  .cols = cols,
+                                                  .zero_points = c.zero_points,
+                                                  .int4_scales = c.int4_scales}));
           if (c.format == Format::kNvfp4) stored.back().matrix.global_scale = 0.37f;
         }
         PackedMatrices packed(stored[0].matrix, halves, false, 2, c.order);

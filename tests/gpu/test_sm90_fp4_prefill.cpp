@@ -30,6 +30,8 @@ struct Operands {
   ScaleBlock block;
   ActivationFormat activations;
   bool smooth = false;
+  bool zero_points = false;
+  DataType int4_scales = DataType::kBf16;
 };
 const Operands kOperands[] = {
     {Format::kMxfp4, {1, 32}, ActivationFormat::kNone},
@@ -42,6 +44,8 @@ const Operands kOperands[] = {
     {Format::kInt4, {1, 128}, ActivationFormat::kNone},
     {Format::kMxfp8, {1, 32}, ActivationFormat::kNone},
     {Format::kMxfp4, {1, 32}, ActivationFormat::kFp8Block128},
+    {Format::kInt4, {1, 32}, ActivationFormat::kNone, false, true},
+    {Format::kInt4, {1, 128}, ActivationFormat::kNone, false, true, DataType::kF16},
 };
 
 std::string name(const LayerSpec& spec, int64_t tokens) {
@@ -68,7 +72,10 @@ test::MatrixOptions matrix_of(const Operands& operands) {
   test::MatrixOptions options = test::usual_matrix(operands.weights);
   options.scale_block = operands.block;
   options.smooth_scales = operands.smooth;
-  if (operands.weights == Format::kInt4) options.scale_type = DataType::kBf16;
+  if (operands.weights == Format::kInt4) {
+    options.scale_type = operands.int4_scales;
+    options.zero_points = operands.zero_points;
+  }
   return options;
 }
 
@@ -218,7 +225,7 @@ TEST_P(GpuSm90Fp4PrefillOf, LongSumsStayAccurate) {
 /// A token's output does not depend on how many others there are, which decides the tiles.
 TEST(GpuSm90Fp4Prefill, BatchesDoNotChangeBits) {
   for (const Operands& operands :
-       {kOperands[5], kOperands[6], kOperands[7], kOperands[8], kOperands[9]}) {
+       {kOperands[5], kOperands[6], kOperands[7], kOperands[8], kOperands[9], kOperands[11]}) {
     const Experts experts(spec_of(operands, 8, 2, 448, 192), operands, true);
     const LayerSpec& spec = experts.spec;
     constexpr int64_t kTokens = 1100;

@@ -15,6 +15,7 @@ struct DecodeFragmentArgs {
   bool deep = false;  ///< scales of a row spread over more than kMaxAddedSteps
   Format format = Format::kMxfp4;
   int32_t scale_cols = 32;  ///< columns of a block that share a scale
+  bool factors = false;     ///< kInt4: int4_factor() instead of bf16 scales
 };
 
 /// Steps of step_blocks; the chunks are the same whatever the steps.
@@ -43,5 +44,9 @@ void decode_int4_g32(const DecodeFragmentArgs& weights, const DecodeArgs& args, 
                      Stream stream);
 void decode_int4_g64(const DecodeFragmentArgs& weights, const DecodeArgs& args, int num_ctas,
                      Stream stream);
+void decode_int4_zeros_g32(const DecodeFragmentArgs& weights, const DecodeArgs& args, int num_ctas,
+                           Stream stream);
+void decode_int4_zeros_g64(const DecodeFragmentArgs& weights, const DecodeArgs& args, int num_ctas,
+                           Stream stream);
 
 }  // namespace switchyard::cuda::sm90

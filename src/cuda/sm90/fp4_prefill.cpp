@@ -14,9 +14,13 @@ Fp4PrefillVariantList variants_of(const FragmentLayout& weights, bool block_scal
   if (weights.order == FragmentOrder::kFp8) {
     return block_scales ? fp4_prefill_fp8_block128() : fp4_prefill_fp8();
   }
+  const bool short_groups = weights.scale_cols == 32;
   switch (weights.format) {
     case Format::kInt4:
-      return weights.scale_cols == 32 ? fp4_prefill_int4_g32() : fp4_prefill_int4_g64();
+      if (weights.scale_bytes == 4) {
+        return short_groups ? fp4_prefill_int4_zeros_g32() : fp4_prefill_int4_zeros_g64();
+      }
+      return short_groups ? fp4_prefill_int4_g32() : fp4_prefill_int4_g64();
     case Format::kNvfp4: return fp4_prefill_nvfp4();
     case Format::kMxfp8: return fp4_prefill_mxfp8();
     default: return fp4_prefill_bf16();

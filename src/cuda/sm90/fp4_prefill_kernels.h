@@ -56,6 +56,8 @@ Fp4PrefillVariantList fp4_prefill_bf16();
 Fp4PrefillVariantList fp4_prefill_nvfp4();
 Fp4PrefillVariantList fp4_prefill_int4_g32();
 Fp4PrefillVariantList fp4_prefill_int4_g64();
+Fp4PrefillVariantList fp4_prefill_int4_zeros_g32();
+Fp4PrefillVariantList fp4_prefill_int4_zeros_g64();
 Fp4PrefillVariantList fp4_prefill_mxfp8();
 
 }  // namespace switchyard::cuda::sm90

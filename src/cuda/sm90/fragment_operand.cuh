@@ -18,14 +18,16 @@ __device__ const Fp8Table kDeviceFp8Tables[kNumFp8Tables] = {
 /// Columns that share a scale in a format that has but one way.
 constexpr int usual_scale_cols(Format format) { return format == Format::kNvfp4 ? 16 : 32; }
 
-template <FragmentOrder kOrder, Format kFormat, int kScaleCols = usual_scale_cols(kFormat)>
+/// kFactors: as of fragment_layout().
+template <FragmentOrder kOrder, Format kFormat, int kScaleCols = usual_scale_cols(kFormat),
+          bool kFactors = false>
 struct FragmentOperand {
   static constexpr MmaType kMma = kOrder == FragmentOrder::kFp8 ? MmaType::kE4m3 : MmaType::kBf16;
   /// Columns of one matrix instruction, and instructions per block.
   static constexpr int kStepColumns = kOrder == FragmentOrder::kFp8 ? 32 : 16;
   static constexpr int kSteps = kFragmentCols / kStepColumns;
   static constexpr FragmentLayout kLayout =
-      fragment_layout(kOrder, kFormat, kScaleCols, kFragmentRows, kFragmentCols);
+      fragment_layout(kOrder, kFormat, kScaleCols, kFragmentRows, kFragmentCols, kFactors);
   static constexpr int kBlockBytes = kLayout.block_bytes;
   static constexpr int kCodeBytes = fragment_code_bytes(kFormat);
   /// Products of INT4 need their scales after the sum: a code times a bf16 is no bf16.
@@ -51,6 +53,9 @@ struct FragmentOperand {
     const Byte* scales = block + kCodeBytes + thread / 4 * static_cast<int>(sizeof(raw.scales));
     if constexpr (sizeof(raw.scales) == 4) {
       raw.scales[0] = *reinterpret_cast<const uint32_t*>(scales);
+    } else if constexpr (sizeof(raw.scales) == 16) {
+      const uint4 all = *reinterpret_cast<const uint4*>(scales);
+      raw.scales[0] = all.x, raw.scales[1] = all.y, raw.scales[2] = all.z, raw.scales[3] = all.w;
     } else {
       const uint2 both = *reinterpret_cast<const uint2*>(scales);
       raw.scales[0] = both.x, raw.scales[1] = both.y;
@@ -92,6 +97,10 @@ struct FragmentOperand {
         convert_e4m3_bf16(raw.words[2 * step + h], mx_multiplier(raw.scales[0], 2 * h + step / 2),
                           a[h], a[2 + h]);
       }
+    } else if constexpr (kFactors) {
+      const int group = step * kGroups / kSteps;
+      convert_int4(raw.words[step], int4_bias(int4_zero_point(raw.scales[group])),
+                   int4_bias(int4_zero_point(raw.scales[kGroups + group])), a);
     } else if constexpr (kFormat == Format::kInt4) {
       convert_int4(raw.words[step], a);
     } else if constexpr (kFormat == Format::kNvfp4) {
@@ -105,9 +114,13 @@ struct FragmentOperand {
 
   /// kScalesSums: of row `row` of the pair, in group `group`.
   __device__ static float scale(const Scales& scales, int row, int group) {
-    const int at = row * kGroups + group;  // bf16 numbers
-    const uint32_t both = scales[at / 2];
-    return __uint_as_float(at % 2 == 0 ? both << 16 : both & 0xffff0000u);
+    const int at = row * kGroups + group;
+    if constexpr (kFactors) {
+      return int4_scale(scales[at]);
+    } else {  // bf16 numbers
+      const uint32_t both = scales[at / 2];
+      return __uint_as_float(at % 2 == 0 ? both << 16 : both & 0xffff0000u);
+    }
   }
 
   /// d[g] = group g of the block . tokens^T, not waited for.

@@ -1,0 +1,7 @@
+#include "cuda/sm90/fp4_prefill_kernel.cuh"
+
+namespace switchyard::cuda::sm90 {
+Fp4PrefillVariantList fp4_prefill_int4_zeros_g32() {
+  return fp4_prefill_list<FragmentOperand<FragmentOrder::kBf16, Format::kInt4, 32, true>>();
+}
+}  // namespace switchyard::cuda::sm90
