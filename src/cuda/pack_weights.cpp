@@ -138,8 +138,9 @@ FragmentOrder fragment_order(ActivationFormat activations, const WeightMatrix& u
                              const WeightMatrix& down, int device) {
   if (device_facts(device).capability != 90) return FragmentOrder::kRowMajor;
   if (!has_fragment_order(up) || !has_fragment_order(down)) return FragmentOrder::kRowMajor;
-  if (up.format != Format::kMxfp4) {  // only bf16 keeps their scales exact
-    const bool plain = activations == ActivationFormat::kNone;
+  if (up.format != Format::kMxfp4) {  // only bf16 keeps their scales exact; MXFP8 rows are bf16 too
+    const bool plain = activations == ActivationFormat::kNone ||
+                       (up.format == Format::kMxfp8 && activations == ActivationFormat::kMxfp8);
     return plain ? FragmentOrder::kBf16 : FragmentOrder::kRowMajor;
   }
   switch (activations) {

@@ -47,8 +47,9 @@ bool is_mx(ActivationFormat activations) {
   return activations == ActivationFormat::kMxfp8 || activations == ActivationFormat::kMxfp4;
 }
 /// What the matrix unit multiplies with the weights.
-Format operand_format(ActivationFormat activations) {
-  if (activations == ActivationFormat::kNone) return Format::kBf16;
+Format operand_format(ActivationFormat activations, const WeightRows& weights) {
+  const bool bf16 = weights.fragments.order == FragmentOrder::kBf16;
+  if (bf16 || activations == ActivationFormat::kNone) return Format::kBf16;
   return is_mx(activations) ? Format::kFp8E4m3 : activation_storage(activations).format;
 }
 
@@ -57,7 +58,7 @@ bool in_fragment_order(const WeightRows& w) {
 }
 
 const char* why_unsupported_fragments(const PackedMatrices& packed, ActivationFormat activations) {
-  if (!aligned_columns(packed.rows(), operand_format(activations))) {
+  if (!aligned_columns(packed.rows(), operand_format(activations, packed.rows()))) {
     return "rows are not multiples of 16 bytes";
   }
   if (packed.spread().wide != 0) return "MX scales of a row spread too far for exact conversion";
@@ -146,7 +147,7 @@ bool Sm90Experts::is_decode(int64_t num_tokens, int64_t top_k) const {
 }
 
 LayerMatrix Sm90Experts::layer_matrix(const Sm90Matrices& m) const {
-  const int token_bytes = element_bits(operand_format(activations_)) / 8;
+  const int token_bytes = element_bits(operand_format(activations_, gate_up_.rows)) / 8;
   const WeightRows& w = m.rows;
   return {.loop = in_fragment_order(w) ? w.fragments.order == FragmentOrder::kFp8
                                              ? DecodeLoop::kFp4ToFp8
@@ -223,8 +224,8 @@ Fp4PrefillWork Sm90Experts::fragment_work(const Sm90Matrices& matrices,
           .experts = work.experts,
           .rows_per_expert = work.rows_per_expert,
           .weight_rows = matrices.rows.num_rows,
-          .token_row_bytes =
-              int64_t{matrices.rows.num_cols} * element_bits(operand_format(activations_)) / 8};
+          .token_row_bytes = int64_t{matrices.rows.num_cols} *
+                             element_bits(operand_format(activations_, gate_up_.rows)) / 8};
 }
 
 GroupedGemmConfigs Sm90Experts::select_configs(int64_t num_tokens, int64_t top_k) const {
@@ -258,7 +259,8 @@ Sm90Workspace Sm90Experts::layout(int64_t max_tokens, int64_t top_k) const {
     const ActivationStorage storage = activation_storage(activations_);
     const auto take = [&](WorkspaceRegion& codes, WorkspaceRegion& scales, int64_t num_rows,
                           int64_t cols) {
-      codes = carver.take(num_rows * padded_row_bytes(operand_format(activations_), cols));
+      codes = carver.take(num_rows *
+                          padded_row_bytes(operand_format(activations_, gate_up_.rows), cols));
       scales = carver.take(num_rows * scale_cols(storage.scale_block, cols) * 4);
     };
     const bool per_pair = gate_up_.rows.smooth_scales != nullptr;
@@ -407,6 +409,11 @@ StoredRows Sm90Experts::quantize_mx(const Batch& batch, QuantizeJob job, TokenCo
   job.scales = batch.layout.mx_scales.in(batch.workspace);
   job.scale_type = DataType::kF8E8m0;
   quantize(job, batch.stream);
+  if (operand_format(activations_, gate_up_.rows) == Format::kBf16) {
+    next.value_row_bytes = job.cols * 2;
+    expand_rows(next, batch.stream);
+    return {.format = Format::kBf16, .values = next.values, .row_bytes = next.value_row_bytes};
+  }
   reencode_rows(next, batch.stream);
   return {.format = Format::kFp8E4m3,
           .values = next.values,
@@ -552,7 +559,7 @@ void Sm90Experts::plan(int64_t num_tokens, int64_t top_k, const MachineLimits& l
   const auto width = static_cast<double>(spec_.expert_width());
   const auto inner = static_cast<double>(spec_.intermediate_size);
   const bool rounds = activations_ != ActivationFormat::kNone;
-  const Format format = operand_format(activations_);
+  const Format format = operand_format(activations_, gate_up_.rows);
   const bool fragments = in_fragment_order(gate_up_.rows);
   const double code_bytes = element_bits(format) / 8;
   const double rate = format == Format::kBf16   ? limits.bf16_gflops

@@ -70,7 +70,29 @@ __global__ void __launch_bounds__(kWarps * 32) sm90_reencode_rows_kernel(const R
   }
 }
 
+/// A thread per four columns.
+__global__ void __launch_bounds__(kWarps * 32) sm90_expand_rows_kernel(const ReencodeJob job) {
+  const int64_t quads = job.cols / 4;
+  const int64_t at = static_cast<int64_t>(blockIdx.x) * kWarps * 32 + threadIdx.x;
+  const int64_t row = at / quads, i = at - row * quads;
+  if (row >= job.rows.value()) return;
+  const float scale = e8m0_to_f32(job.scales[row * (job.cols / kGroup) + i * 4 / kGroup]);
+  float v[4];
+  four_values(job, job.codes + row * job.code_row_bytes, i, v);
+  reinterpret_cast<uint2*>(job.values + row * job.value_row_bytes)[i] = {
+      pack_bf16(v[0] * scale, v[1] * scale), pack_bf16(v[2] * scale, v[3] * scale)};
+}
+
 }  // namespace
+
+void expand_rows(const ReencodeJob& job, Stream stream) {
+  if (job.rows.limit == 0) return;
+  launch(sm90_expand_rows_kernel,
+         {.grid = static_cast<unsigned>(
+              ceil_div<int64_t>(job.rows.limit * (job.cols / 4), kWarps * 32)),
+          .block = kWarps * 32},
+         static_cast<cudaStream_t>(stream.handle), job);
+}
 
 void reencode_rows(const ReencodeJob& job, Stream stream) {
   if (job.rows.limit == 0) return;

@@ -22,4 +22,8 @@ struct ReencodeJob {
 };
 void reencode_rows(const ReencodeJob& job, Stream stream);
 
+/// The same rows as bf16 numbers with their scales in them, which is exact from 2^-126 on, for
+/// weights that are bf16 where they are multiplied. `values` are bf16; there are no row_scales.
+void expand_rows(const ReencodeJob& job, Stream stream);
+
 }  // namespace switchyard::cuda::sm90
