@@ -72,6 +72,7 @@ std::vector<Recipe> recipes() {
           {Format::kMxfp4, ActivationFormat::kFp8PerToken, {1, 32}},
           {Format::kMxfp4, ActivationFormat::kFp8Block128, {1, 32}},
           {Format::kMxfp8, ActivationFormat::kNone, {1, 32}},
+          {Format::kMxfp8, ActivationFormat::kMxfp8, {1, 32}},
           {Format::kNvfp4, ActivationFormat::kNone, {1, 16}},
           {Format::kInt4, ActivationFormat::kNone, {1, 32}},
           {Format::kInt4, ActivationFormat::kNone, {1, 128}},

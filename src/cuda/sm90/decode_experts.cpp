@@ -14,6 +14,7 @@
 #include "cuda/quantize.h"
 #include "cuda/route_sort.h"
 #include "cuda/sm90/decode_launchers.h"
+#include "cuda/sm90/reencode_rows.h"
 #include "cuda/sm90/route_sort.h"
 
 namespace switchyard::cuda::sm90 {
@@ -31,7 +32,10 @@ std::string why_unsupported_fragments(ActivationFormat activations, const Packed
   const bool fp8 = activations == ActivationFormat::kFp8PerTensor ||
                    activations == ActivationFormat::kFp8PerToken ||
                    activations == ActivationFormat::kFp8Block128;
-  if (bf16 ? activations != ActivationFormat::kNone : !fp8) {
+  const WeightRows& w = packed.rows();
+  const bool expanded = w.rows.format == Format::kMxfp8 && w.smooth_scales == nullptr &&
+                        activations == ActivationFormat::kMxfp8;
+  if (bf16 ? activations != ActivationFormat::kNone && !expanded : !fp8) {
     return "no decode kernel for these activations";
   }
   if (packed.spread().wide == 0) return {};
@@ -102,6 +106,7 @@ struct DecodeExperts::Places {
   WorkspaceRegion partials;
   WorkspaceRegion token_codes, token_scales;
   WorkspaceRegion hidden, hidden_codes, hidden_scales;
+  WorkspaceRegion token_numbers, hidden_numbers;  ///< of DecodeExperts::expands()
   WorkspaceRegion expert_output;
   int64_t bytes = 0;
 };
@@ -192,6 +197,8 @@ DecodeExperts::Places DecodeExperts::places(int64_t num_tokens, int64_t top_k) c
     const bool per_pair = gate_up_.packed->has_smooth_scales();
     take(per_pair ? pairs : num_tokens, width, p.token_codes, p.token_scales);
     take(pairs, inner, p.hidden_codes, p.hidden_scales);
+    p.token_numbers = carver.take(expands() ? num_tokens * width * 2 : 0);
+    p.hidden_numbers = carver.take(expands() ? pairs * inner * 2 : 0);
   }
   p.hidden = carver.take(pairs * inner * (quantised() ? 4 : 2));
   p.expert_output = carver.take(pairs * width * 4);
@@ -246,7 +253,14 @@ DecodeArgs DecodeExperts::sort_batch(const Batch& batch) const {
           .counters = p.counters.in<uint32_t>(batch.workspace)};
 }
 
-void DecodeExperts::set_codes(const RoundedRows& rows, DecodeArgs& args) {
+void DecodeExperts::set_codes(const RoundedRows& rows, const void* numbers,
+                              DecodeArgs& args) const {
+  if (expands()) {
+    args.tokens = numbers;
+    args.token_bytes = rows.num_columns * 2;
+    args.token_row_bytes = args.token_bytes;
+    return;
+  }
   args.tokens = rows.codes;
   args.token_row_bytes = rows.row_bytes;
   args.token_bytes = rows.num_columns;
@@ -268,7 +282,7 @@ void DecodeExperts::quantize_input(const Batch& batch, const TensorView& input,
                   .values = to.codes,
                   .value_row_bytes = to.row_bytes,
                   .scales = to.scales,
-                  .scale_type = DataType::kF32};
+                  .scale_type = expands() ? DataType::kF8E8m0 : DataType::kF32};
   if (per_pair ||
       job.channel_scale != nullptr) {  // only pairs that exist: the others hold anything
     job.sorted_ids = lists.sorted_ids;
@@ -280,6 +294,18 @@ void DecodeExperts::quantize_input(const Batch& batch, const TensorView& input,
     job.input_per_pair = per_pair;
   }
   quantize(job, batch.stream);
+  if (!expands()) return;
+  const Places& p = batch.places;
+  expand_rows(
+      {.format = to.format,
+       .codes = to.codes,
+       .code_row_bytes = to.row_bytes,
+       .scales = static_cast<const uint8_t*>(job.scales),
+       .cols = to.num_columns,
+       .rows = per_pair ? TokenCount{.limit = batch.num_tokens() * batch.top_k()} : batch.tokens(),
+       .values = (per_pair ? p.hidden_numbers : p.token_numbers).in<uint8_t>(batch.workspace),
+       .value_row_bytes = int64_t{to.num_columns} * 2},
+      batch.stream);
 }
 
 void DecodeExperts::set_tokens(const Batch& batch, DecodeArgs& args) const {
@@ -290,7 +316,7 @@ void DecodeExperts::set_tokens(const Batch& batch, DecodeArgs& args) const {
   args.token_bytes = static_cast<int32_t>(args.token_row_bytes);
   if (!quantised()) return;
   const RoundedRows codes = rounded_tokens(batch);
-  set_codes(codes, args);
+  set_codes(codes, batch.places.token_numbers.in(batch.workspace), args);
   args.tokens_per_pair = gate_up_.packed->has_smooth_scales();
   args.token_scale_groups = scale_groups(cols);
   if (!rounds_tokens()) quantize_input(batch, input, gate_up_, codes, false, args);
@@ -332,11 +358,11 @@ void DecodeExperts::set_hidden(const Batch& batch, DecodeArgs& gate_up, DecodeAr
   }
   const RoundedRows codes = rounded_rows(cols, batch.places.hidden_codes.in(batch.workspace),
                                          batch.places.hidden_scales.in(batch.workspace));
-  set_codes(codes, down);
+  set_codes(codes, batch.places.hidden_numbers.in(batch.workspace), down);
 }
 
 bool DecodeExperts::rounds_while_read(const Batch& batch) const {
-  if (one_scale() || batch.places.unit_size > 8) return false;
+  if (one_scale() || expands() || batch.places.unit_size > 8) return false;
   if (down_.steps.num_steps == 1) return true;  // rows stay in shared memory
   // Every load of a lane rounds its rows again. gpt-oss-120b FP8: at 2 loads (T = 1) a launch is
   // saved, 14 (T = 8) are even, 55 (T = 64) take 76 us more.

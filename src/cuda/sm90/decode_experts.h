@@ -53,17 +53,20 @@ class DecodeExperts {
   /// Whether the hidden states are rounded beside the sort: not where all tokens share a scale, or
   /// experts scale the channels.
   bool rounds_tokens() const {
-    return quantised() && !one_scale() && !gate_up_.packed->has_smooth_scales();
+    return quantised() && !one_scale() && !expands() && !gate_up_.packed->has_smooth_scales();
   }
   RoundedRows rounded_tokens(const Batch& batch) const;
   RoundJob round_job(const Batch& batch) const;
-  static void set_codes(const RoundedRows& rows, DecodeArgs& args);
+  /// numbers: of the rows, where it expands().
+  void set_codes(const RoundedRows& rows, const void* numbers, DecodeArgs& args) const;
   RoundedRows rounded_rows(int64_t cols, void* codes, void* scales) const;
   int32_t scale_groups(int64_t cols) const;
   /// Whether down rounds its input as it loads it; else a launch of its own does before.
   bool rounds_while_read(const Batch& batch) const;
   /// One activation scale for a whole tensor.
   bool one_scale() const { return activations_ == ActivationFormat::kFp8PerTensor; }
+  /// Whether codes become bf16 numbers once they are rounded, for weights that are bf16 too.
+  bool expands() const { return activations_ == ActivationFormat::kMxfp8; }
   void set_weights(const Matrix& matrix, DecodeArgs& args) const;
   void multiply(const Matrix& matrix, const DecodeArgs& args, Stream stream) const;
   bool quantised() const { return activations_ != ActivationFormat::kNone; }

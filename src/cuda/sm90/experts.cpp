@@ -269,7 +269,7 @@ Sm90Workspace Sm90Experts::layout(int64_t max_tokens, int64_t top_k) const {
     if (is_mx(activations_)) {
       const int64_t cols = std::max(w.chunk_tokens * width, rows * inner);
       w.mx_codes = carver.take(cols + rows * kRowAlignment);
-      w.mx_scales = carver.take(cols / 32);
+      w.mx_scales = carver.take(cols / 32 + rows);  // a row's last group may be short
     }
   }
   w.hidden = carver.take(rows * inner * 2);

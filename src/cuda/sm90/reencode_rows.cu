@@ -43,7 +43,7 @@ __global__ void __launch_bounds__(kWarps * 32) sm90_reencode_rows_kernel(const R
   const int64_t row = static_cast<int64_t>(blockIdx.x) * kWarps + threadIdx.x / 32;
   const int lane = static_cast<int>(threadIdx.x % 32);
   if (row >= job.rows.value()) return;
-  const int64_t groups = job.cols / kGroup;
+  const int64_t groups = ceil_div<int64_t>(job.cols, kGroup);
   const uint8_t* codes = job.codes + row * job.code_row_bytes;
   const uint8_t* scales = job.scales + row * groups;
   int largest = -1;
@@ -76,7 +76,8 @@ __global__ void __launch_bounds__(kWarps * 32) sm90_expand_rows_kernel(const Ree
   const int64_t at = static_cast<int64_t>(blockIdx.x) * kWarps * 32 + threadIdx.x;
   const int64_t row = at / quads, i = at - row * quads;
   if (row >= job.rows.value()) return;
-  const float scale = e8m0_to_f32(job.scales[row * (job.cols / kGroup) + i * 4 / kGroup]);
+  const float scale =
+      e8m0_to_f32(job.scales[row * ceil_div<int64_t>(job.cols, kGroup) + i * 4 / kGroup]);
   float v[4];
   four_values(job, job.codes + row * job.code_row_bytes, i, v);
   reinterpret_cast<uint2*>(job.values + row * job.value_row_bytes)[i] = {

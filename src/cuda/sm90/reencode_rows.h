@@ -13,8 +13,8 @@ struct ReencodeJob {
   Format format = Format::kMxfp4;  ///< or kMxfp8
   const uint8_t* codes = nullptr;
   int64_t code_row_bytes = 0;
-  const uint8_t* scales = nullptr;  ///< E8M0 [rows][cols / 32]
-  int64_t cols = 0;                 ///< a multiple of 32
+  const uint8_t* scales = nullptr;  ///< E8M0 [rows][groups of 32]
+  int64_t cols = 0;                 ///< a multiple of 16
   TokenCount rows{};
   uint8_t* values = nullptr;  ///< E4M3
   int64_t value_row_bytes = 0;
