@@ -57,9 +57,9 @@ __global__ void __launch_bounds__(Traits::kConfig.num_threads(), 1)
   wait_for_previous_kernel();
   // 64 K registers: three consumers of 152 or two of 224 beside a producer of 56, or two of 232
   // beside 40. With few registers a gathering producer's addresses wait for each other: 20 % slower
-  // at 192 rows and 32 registers, 2 % at 128 rows and 40. Scaled sums spill at 224.
+  // at 192 rows and 32 registers, 2 % at 128 rows and 40.
   constexpr bool kThree = Traits::kConsumers == 3;
-  constexpr bool kMany = kThree || (Traits::kGather && Traits::kScaling != Scaling::kBlock);
+  constexpr bool kMany = kThree || Traits::kGather;
   if (warpgroup == Traits::kConsumers) {
     give_registers<kMany ? 56 : 40>();
     produce_tiles(p, ring, thread);
