@@ -223,17 +223,13 @@ TEST_P(Sm90DecodeFormat, AgainstTheReference) {
   }
 }
 
-/// Formats without a kernel for many rows go through this one in passes.
+/// More tokens than one pass takes.
 TEST(Sm90Decode, PassesOverManyTokens) {
   for (const Recipe& r : recipes()) {
     if (r.format != Format::kMxfp8) continue;
     const LayerSpec spec = spec_of(r, 6, 3, 256, 128);
     const test::RandomWeights weights(spec, options_of(r));
     const auto reference = reference_backend().pack_experts(spec, weights.weights().experts, {});
-    const auto tuned = test::gpu().pack_experts(spec, weights.weights().experts, {});
-    Plan plan;
-    tuned->plan(600, spec.top_k, {}, plan);
-    EXPECT_NE(plan.explain().find("3 passes"), std::string::npos) << plan.explain();
     const Packed packed = pack(spec, weights);
     const DecodeExperts experts(spec, packed.gate_up, packed.down, 0);
     for (const int64_t t : {129, 300}) {
