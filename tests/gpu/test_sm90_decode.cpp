@@ -213,11 +213,13 @@ class Sm90DecodeFormat : public ::testing::TestWithParam<size_t> {
 INSTANTIATE_TEST_SUITE_P(All, Sm90DecodeFormat, ::testing::Range(size_t{0}, recipes().size()));
 
 TEST_P(Sm90DecodeFormat, AgainstTheReference) {
-  // Short, and with tails of K (in steps and chunks) and of rows.
-  for (const auto& [hidden, inner] : {std::pair{256, 128}, {720, 336}, {1408, 704}}) {
+  // Short, one whole step of K with rows for part of a team, and with tails of K (in steps and
+  // chunks) and of rows.
+  for (const auto& [hidden, inner, most] :
+       {std::tuple{256, 128, 64}, {320, 256, 17}, {720, 336, 64}, {1408, 704, 17}}) {
     const Subject subject(spec_of(recipe, 7, 2, hidden, inner), options_of(recipe));
     const DecodeExperts experts = subject.experts();
-    for (const int64_t tokens : {1, 8, hidden > 1000 ? 17 : 64}) {
+    for (const int64_t tokens : {1, 8, most}) {
       expect_reference(experts, *subject.reference, subject.spec, tokens, Routing::kUniform);
     }
   }
@@ -434,8 +436,8 @@ TEST(Sm90Decode, ScalesFarApart) {
   }
 }
 
-void expect_same_bits(const Recipe& recipe) {
-  const LayerSpec spec = spec_of(recipe, 8, 4, 1296, 528);
+void expect_same_bits(const Recipe& recipe, int64_t hidden, int64_t inner) {
+  const LayerSpec spec = spec_of(recipe, 8, 4, hidden, inner);
   const Subject subject(spec, options_of(recipe));
   SCOPED_TRACE(std::string(to_string(spec.weight_format)) + " x " +
                to_string(spec.activation_format));
@@ -463,7 +465,8 @@ TEST_P(Sm90DecodeFormat, BitsDoNotDependOnGridBatchOrCall) {
   if (recipe.activations == ActivationFormat::kFp8PerTensor) {
     GTEST_SKIP() << "one scale per batch";
   }
-  expect_same_bits(recipe);
+  expect_same_bits(recipe, 1296, 528);
+  expect_same_bits(recipe, 336, 256);  // down: one step of K
 }
 
 TEST(Sm90Decode, SaysWhatItCannotDo) {

@@ -13,6 +13,20 @@ struct RowFactors {
   float scale[2], bias[2];
 };
 
+/// Results that need only factors.
+SWITCHYARD_HOST_DEVICE inline bool is_plain(const DecodeArgs& a) {
+  return !a.activate && !a.weight_before_bias && a.output_type == DataType::kF32 &&
+         a.maxima.bits == nullptr;
+}
+/// Such results of a K that is one whole step.
+template <class Operand>
+bool is_short(const typename Operand::Args& weights, const DecodeArgs& a) {
+  if constexpr (requires { Operand::tail_blocks(weights); }) {
+    if (Operand::tail_blocks(weights) > 0) return false;
+  }
+  return a.steps.num_steps == 1 && is_plain(a);
+}
+
 template <class Operand>
 class Consumer {
  public:
@@ -41,6 +55,38 @@ class Consumer {
       row_block<kN>(run);
       walk_.pass(run.chunk_end - run.chunk_begin);
       if (++factors_at_ == p_.shared.factor_strips) factors_at_ = 0;
+    }
+  }
+
+  /// The same where is_short(): a row block's end takes as long as its products, so nothing is
+  /// decided there that a block of rows has in common.
+  template <int kN>
+  __device__ void run_short() {
+    if (walk_.done()) return;
+    read_scales();
+    TokenOutput tokens[kN / 4];
+    token_outputs<kN>(tokens);
+    for (;;) {
+      Sum<kN> sum;
+      multiply_steps<kN>(1, sum);
+      const int32_t row_block = walk_.strip * p_.shared.team + member_;
+      const int32_t column = row_block * kDecodeRows;
+      if (column + first_row() < a_.output_columns) {
+        const RowFactors f = factors();
+#pragma unroll
+        for (int i = 0; i < kN / 4; ++i) {
+          if (tokens[i].to == nullptr) continue;
+          store_rows(tokens[i].to + column * 4, f, tokens[i].scale, tokens[i].weight,
+                     sum[i / 2 * 4 + i % 2], sum[i / 2 * 4 + i % 2 + 2]);
+        }
+      }
+      if (++factors_at_ == p_.shared.factor_strips) factors_at_ = 0;
+      walk_.pass(1);
+      if (walk_.done()) return;
+      if (walk_.block == block_) continue;
+      read_rows(walk_.block);
+      read_scales();
+      token_outputs<kN>(tokens);
     }
   }
 
@@ -113,6 +159,38 @@ class Consumer {
       if (a_.bias != nullptr) f.bias[i] = from[p_.shared.team * kDecodeRows + i * kRowStep];
     }
     return f;
+  }
+
+  /// Where the thread's first row of row block 0 goes for one token, and the token's factors.
+  struct TokenOutput {
+    char* to;  ///< or null
+    float scale, weight;
+  };
+  template <int kN>
+  __device__ void token_outputs(TokenOutput (&tokens)[kN / 4]) const {
+#pragma unroll
+    for (int i = 0; i < kN / 4; ++i) {
+      const int token = i / 2 * 8 + first_token() + i % 2;
+      const DecodeRow row = memory_.table[token];
+      const int64_t first = static_cast<int64_t>(row.pair) * a_.output_columns + first_row();
+      tokens[i] = {.to = token < num_rows_ ? static_cast<char*>(a_.output) + first * 4 : nullptr,
+                   .scale = row.scale,
+                   .weight = row.weight};
+    }
+  }
+  /// A thread's two rows for one token.
+  __device__ static void store_rows(char* output, const RowFactors& f, float scale, float weight,
+                                    Word<Operand> first, Word<Operand> second) {
+    auto* to = reinterpret_cast<float*>(output);
+    float v[2] = {static_cast<float>(first), static_cast<float>(second)};
+#pragma unroll
+    for (int r = 0; r < 2; ++r) v[r] = (v[r] * (f.scale[r] * scale) + f.bias[r]) * weight;
+    if (Operand::kRowPairs) {
+      *reinterpret_cast<float2*>(to) = float2{v[0], v[1]};
+    } else {
+      to[0] = v[0];
+      to[kRowStep] = v[1];
+    }
   }
 
   /// The chunks of one run, and the results if this lane has them all or comes last.
@@ -286,10 +364,7 @@ class Consumer {
   template <int kN>
   __device__ void finish(int32_t row_block, Sum<kN>& total) const {
     const RowFactors f = factors();
-    if (!a_.activate && !a_.weight_before_bias && a_.output_type == DataType::kF32 &&
-        a_.maxima.bits == nullptr) {
-      return finish_plain<kN>(row_block, f, total);
-    }
+    if (is_plain(a_)) return finish_plain<kN>(row_block, f, total);
 #pragma unroll 1
     for (int first = 0; first < num_rows_; first += 8) {
 #pragma unroll 1
@@ -326,20 +401,8 @@ class Consumer {
       for (int i = 0; i < 2; ++i) {
         if (first + i >= rows) continue;
         const DecodeRow row = table[first + i];
-        auto* to = reinterpret_cast<float*>(
-            output + static_cast<uint64_t>(static_cast<uint32_t>(row.pair)) * row_bytes);
-        float v[2];
-#pragma unroll
-        for (int r = 0; r < 2; ++r) {
-          v[r] = static_cast<float>(total[first / 2 + i + 2 * r]) * (f.scale[r] * row.scale);
-          v[r] = (v[r] + f.bias[r]) * row.weight;
-        }
-        if (Operand::kRowPairs) {
-          *reinterpret_cast<float2*>(to) = float2{v[0], v[1]};
-        } else {
-          to[0] = v[0];
-          to[kRowStep] = v[1];
-        }
+        store_rows(output + static_cast<uint64_t>(static_cast<uint32_t>(row.pair)) * row_bytes, f,
+                   row.scale, row.weight, total[first / 2 + i], total[first / 2 + i + 2]);
       }
     }
   }

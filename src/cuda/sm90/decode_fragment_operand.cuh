@@ -56,7 +56,9 @@ struct DecodeFragments {
     }
   }
   /// Blocks of the last step if it is short, else 0.
-  __device__ static int tail_blocks(const Args& args) { return args.col_blocks % kBlocks; }
+  SWITCHYARD_HOST_DEVICE static int tail_blocks(const Args& args) {
+    return args.col_blocks % kBlocks;
+  }
   template <int kN>
   __device__ static void multiply_tail(const Args& args, const Step& step, int blocks,
                                        bool accumulate, float (&sum)[kN / 2]) {

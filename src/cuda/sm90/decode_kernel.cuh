@@ -13,7 +13,7 @@
 //     static constexpr MmaType kMma;        // instruction; tokens are its element type
 //     static constexpr int kTokenBlocks;    // 128-byte blocks of a token row per step
 //     static constexpr int kStepBytes;      // weights of a step: a multiple of 16
-//     static constexpr int kChunkSteps;     // steps per chunk: its sum is promoted to 32 bits once
+//     static constexpr int kChunkSteps;     // steps per chunk, whose sum is a number of its own
 //     static constexpr bool kBlockScales;   // token scales per 128 columns: a step has
 //     kTokenBlocks
 //                                           // of them (see Step::scales)
@@ -61,7 +61,8 @@ struct DecodeThreads {
       std::min((kAll * kAtStart - kProducers * kProducerRegisters) / kConsumers / 8 * 8, 232);
 };
 
-template <class Operand, int kN>
+/// kShort: is_short().
+template <class Operand, int kN, bool kShort>
 __global__ void __launch_bounds__(DecodeThreads<kN>::kAll, 1)
     decode_kernel(const __grid_constant__ DecodeParams<Operand> p) {
   extern __shared__ __align__(1024) char shared_memory[];
@@ -97,7 +98,11 @@ __global__ void __launch_bounds__(DecodeThreads<kN>::kAll, 1)
     if (p.args.lists_ready) wait_for_previous_kernel();
     // Not before: the next kernel may rely on everything that this one waited for.
     let_next_kernel_start();
-    consumer.template run<kN>();
+    if constexpr (kShort) {
+      consumer.template run_short<kN>();
+    } else {
+      consumer.template run<kN>();
+    }
   }
 }
 
@@ -119,12 +124,19 @@ void launch_decode_tile(const typename Operand::Args& weights, const DecodeArgs&
       .row_blocks = row_blocks,
       .num_strips = ceil_div(row_blocks, kTeam),
       .num_chunks = args.steps.num_chunks()};
-  launch(decode_kernel<Operand, kN>,
-         {.grid = static_cast<unsigned>(num_ctas),
-          .block = DecodeThreads<kN>::kAll,
-          .shared_bytes = params.shared.bytes,
-          .overlap_previous = true},
-         static_cast<cudaStream_t>(stream.handle), params);
+  const auto start = [&](auto kernel) {
+    launch(kernel,
+           {.grid = static_cast<unsigned>(num_ctas),
+            .block = DecodeThreads<kN>::kAll,
+            .shared_bytes = params.shared.bytes,
+            .overlap_previous = true},
+           static_cast<cudaStream_t>(stream.handle), params);
+  };
+  constexpr int kMostShort = 16;  // rows whose outputs fit into registers
+  if constexpr (kN <= kMostShort) {
+    if (is_short<Operand>(weights, args)) return start(decode_kernel<Operand, kN, true>);
+  }
+  start(decode_kernel<Operand, kN, false>);
 }
 
 template <class Operand>
