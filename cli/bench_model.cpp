@@ -88,7 +88,7 @@ BenchModel from_shape(const BenchSource& source, const LayerFlags& flags, int64_
                                : with_format(shape.spec, format_from_string(source.format)));
   model.spec.routing.hash = false;  // random token ids would choose uniformly whatever the skew
   model.title = shape.title;
-  const SyntheticLayer synthetic(model.spec, shape.biases, kWeightSeed);
+  const SyntheticLayer synthetic(shape, model.spec, kWeightSeed);
   pack(model, synthetic.weights(), flags, num_layers, machine);
   return model;
 }

@@ -27,6 +27,7 @@ void print_json() {
                                 {"title", model.title},
                                 {"note", model.note},
                                 {"biases", model.biases},
+                                {"selection_bias", model.selection_bias},
                                 {"expert_bytes", expert_bytes(model.spec, model.biases)},
                                 {"spec", to_json(model.spec)}});
   }

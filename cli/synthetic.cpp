@@ -158,17 +158,20 @@ SyntheticLayer::Expert SyntheticLayer::make_expert(int64_t width, int64_t interm
   return expert;
 }
 
-SyntheticLayer::SyntheticLayer(const LayerSpec& spec, bool biases, uint64_t seed) : spec_(spec) {
+SyntheticLayer::SyntheticLayer(const ModelShape& shape, const LayerSpec& spec, uint64_t seed)
+    : spec_(spec) {
   constexpr int64_t kContentBytes = 256 << 20;
   constexpr int64_t kMaxContents = 4;
   Random random(seed);
   const int64_t num_contents =
-      std::min({std::max<int64_t>(kContentBytes / expert_bytes(spec, biases), 1), kMaxContents,
-                spec.num_experts});
+      std::min({std::max<int64_t>(kContentBytes / expert_bytes(spec, shape.biases), 1),
+                kMaxContents, spec.num_experts});
   for (int64_t e = 0; e < num_contents; ++e) {
-    experts_.push_back(make_expert(spec.expert_width(), spec.intermediate_size, biases, random));
+    experts_.push_back(
+        make_expert(spec.expert_width(), spec.intermediate_size, shape.biases, random));
   }
   router_ = make_matrix(Format::kBf16, {}, spec.num_routed(), spec.hidden_size, random);
+  if (shape.selection_bias) selection_bias_ = HostTensor(DataType::kF32, {spec.num_routed()});
   if (spec.shared.intermediate_size > 0) {
     shared_ = make_expert(spec.hidden_size, spec.shared.intermediate_size, false, random);
   }
@@ -188,6 +191,7 @@ Weights SyntheticLayer::weights() const {
     return experts_[static_cast<size_t>(expert) % experts_.size()].view();
   };
   weights.router.projection = router_.view;
+  weights.router.selection_bias = selection_bias_.view();
   weights.shared = shared_.view();
   weights.shared_gate = shared_gate_.view;
   weights.latent_down = latent_down_.view;

@@ -6,6 +6,7 @@
 
 #include "cli/host_tensor.h"
 #include "switchyard/layer_spec.h"
+#include "switchyard/models.h"
 #include "switchyard/weights.h"
 
 namespace switchyard::cli {
@@ -15,11 +16,13 @@ class Random;
 /// Stored bytes of one routed expert: values, scales and, when there are any, bf16 biases.
 int64_t expert_bytes(const LayerSpec& spec, bool biases);
 
-/// One layer of finite random weights, scales of a trained model's size. A few experts' contents serve all experts, so that gigabytes are packed at the
-/// packer's speed; what is packed is distinct memory all the same.
+/// One layer of finite random weights, scales of a trained model's size. A few experts' contents
+/// serve all experts, so that gigabytes are packed at the packer's speed; what is packed is
+/// distinct memory all the same.
 class SyntheticLayer {
  public:
-  SyntheticLayer(const LayerSpec& spec, bool biases, uint64_t seed);
+  /// `shape`'s weights in `spec`'s format. The selection bias is all zeros: balanced experts.
+  SyntheticLayer(const ModelShape& shape, const LayerSpec& spec, uint64_t seed);
   /// Views that live as long as this object.
   Weights weights() const;
   /// Experts with a content of their own.
@@ -47,6 +50,7 @@ class SyntheticLayer {
   LayerSpec spec_;
   std::vector<Expert> experts_;
   Matrix router_;
+  HostTensor selection_bias_;
   Expert shared_;
   Matrix shared_gate_;
   Matrix latent_down_;

@@ -49,6 +49,7 @@ for pid in "${pids[@]}"; do wait "$pid" || status=$?; done
 grep -h -A 25 'Failure' "$log"/tests.*.log | head -80 || true
 grep -h '^\[  FAILED  \]' "$log"/tests.*.log | sort -u || true
 record
+[ $status = 0 ] || exit $status  # times of a build that computes something else say nothing
 "$switchyard" bench --calibrate --backend cuda --json "$log/limits.json"
 "$steps" --both-sort-paths --json "$log/steps.json"
 [ $quick = 1 ] || "$prefill" --json "$log/prefill.json" | tail -2
@@ -67,6 +68,8 @@ deepseek-r1-tp8,deepseek-r1-ep8 fp8_e4m3 fp8_block128
 qwen3-30b-a3b,deepseek-r1-ep8 bf16 none
 deepseek-r1-ep8 int8 int8_per_token
 kimi-k2-thinking-tp8 int4 none
+minimax-m3-tp8 mxfp8 none
+deepseek-r1-tp8 nvfp4 none
 deepseek-r1-tp8 fp8_e4m3 fp8_block128 --from-hidden
 gpt-oss-120b mxfp4 none --from-hidden
 RUNS
@@ -87,7 +90,7 @@ fi
 part='GpuSort.DeviceSide*:GpuSort.OutputsMay*:GpuSort.FewTokens*:GpuSort.Lopsided*:GpuRoute.Ties*:GpuRoute.Groups:GpuRouteSort.Ties*'
 part+=':GpuQuantize.Gathered*:GpuActivateQuantize.*:GpuCombine.*:GpuExperts.EveryActivation*:GpuExperts.Dense'
 part+=':GpuLayer.GraphReplays*'
-matrix='Sm90Decode.OneExpertForAll:Sm90Decode.LopsidedRouting:GpuSm90Gemm.LopsidedBatches:GpuSm90Fp4Prefill.LopsidedBatches'
+matrix='Sm90Decode.OneExpertForAll:All/Sm90DecodeFormat.LopsidedRouting/1:All/Sm90DecodeFormat.LopsidedRouting/8:GpuSm90Gemm.LopsidedBatches:GpuSm90Fp4Prefill.LopsidedBatches'
 matrix+=':GpuLinear.TokensCountedOnTheDevice'
 if [ $sanitize = 1 ]; then
   for tool in memcheck racecheck initcheck; do

@@ -53,7 +53,7 @@ struct Options {
 cli::BenchModel pack_model(const ModelShape& shape, const LayerSpec& spec, const Options& options) {
   constexpr int64_t kMostSets = 8;
   constexpr double kColdBytes = kGiB;  // a layer of so much is cold again after one replay
-  const cli::SyntheticLayer synthetic(spec, shape.biases, kWeightSeed);
+  const cli::SyntheticLayer synthetic(shape, spec, kWeightSeed);
   cli::BenchModel model;
   model.title = shape.name;
   model.spec = spec;

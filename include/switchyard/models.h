@@ -11,11 +11,12 @@ namespace switchyard {
 
 /// One production MoE layer, as served: full model or one shard of it.
 struct ModelShape {
-  std::string name{};   ///< "qwen3-30b-a3b", "deepseek-r1-tp8", ...
-  std::string title{};  ///< "Qwen3-30B-A3B"
-  std::string note{};   ///< shard and source
-  LayerSpec spec{};     ///< weight_format is the model's native one
-  bool biases = false;  ///< gate/up and down biases (gpt-oss)
+  std::string name{};           ///< "qwen3-30b-a3b", "deepseek-r1-tp8", ...
+  std::string title{};          ///< "Qwen3-30B-A3B"
+  std::string note{};           ///< shard and source
+  LayerSpec spec{};             ///< weight_format is the model's native one
+  bool biases = false;          ///< gate/up and down biases (gpt-oss)
+  bool selection_bias = false;  ///< a router with e_score_correction_bias
 };
 
 SWITCHYARD_EXPORT const std::vector<ModelShape>& model_shapes();

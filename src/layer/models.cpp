@@ -17,7 +17,7 @@ constexpr float kDeepSeekEpsilon = 1e-20f;
 /// Softmax over all experts, top-k, weights divided by their sum.
 constexpr RoutingSpec kSoftmaxTopK{};
 
-/// Sigmoid scores with a selection bias; one group unless said otherwise.
+/// Sigmoid scores; one group unless said otherwise.
 constexpr RoutingSpec sigmoid_routing(float scaling, int32_t num_groups = 1,
                                       int32_t topk_groups = 1) {
   return {.scoring = Scoring::kSigmoid,
@@ -42,6 +42,11 @@ constexpr ActivationSpec kSwiGluOai{.kind = Activation::kSwiGluOai};
 constexpr ActivationSpec kSiTu{.kind = Activation::kSiTu};
 constexpr ActivationSpec kRelu2{.kind = Activation::kRelu2};
 constexpr ActivationSpec kGeGluTanh{.kind = Activation::kGeGluTanh};
+
+/// Scores compared one by one come with a bias that balances the experts; Llama-4's do not.
+constexpr bool has_selection_bias(const RoutingSpec& routing) {
+  return routing.scoring != Scoring::kSoftmax && routing.renormalize;
+}
 
 ScaleBlock usual_scale_block(Format format) {
   switch (format) {
@@ -210,7 +215,8 @@ ModelShape shard(const ModelShape& model, const Shard& s) {
 
 std::vector<ModelShape> make_shapes() {
   std::vector<ModelShape> shapes;
-  for (const ModelShape& model : full_models()) {
+  for (ModelShape model : full_models()) {
+    model.selection_bias = has_selection_bias(model.spec.routing);
     shapes.push_back(model);
     for (const Shard& s : kShards)
       if (model.name == s.model) shapes.push_back(shard(model, s));

@@ -109,9 +109,10 @@ TEST_P(SyntheticFormats, AreFiniteDistinctAndCounted) {
   LayerSpec spec{.num_experts = 6, .top_k = 2, .hidden_size = 96, .intermediate_size = 160};
   spec.shared = {.intermediate_size = 32, .sigmoid_gate = true};
   spec = with_format(spec, GetParam());
-  const SyntheticLayer layer(spec, true, 1);
+  const SyntheticLayer layer({.biases = true, .selection_bias = true}, spec, 1);
   const Weights weights = layer.weights();
   ASSERT_EQ(weights.experts.num_experts, 6);
+  ASSERT_EQ(weights.router.selection_bias.num_elements(), 6);
   EXPECT_EQ(expert_bytes(spec, true), stored_bytes(weights.experts.load(0)));
   const ExpertWeights expert = weights.experts.load(1);
   for (const WeightMatrix& matrix : {expert.gate, expert.up, expert.down, weights.shared.down}) {

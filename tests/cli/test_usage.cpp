@@ -80,6 +80,7 @@ TEST(Models, PrintsEveryShape) {
     EXPECT_THAT(table.out, HasSubstr("\n" + shape.name + " "));
     const auto& model = report["models"][i];
     EXPECT_EQ(model["name"], shape.name);
+    EXPECT_EQ(model["selection_bias"], shape.selection_bias);
     EXPECT_EQ(model["spec"]["num_experts"], shape.spec.num_experts);
     EXPECT_EQ(model["spec"]["hidden_size"], shape.spec.hidden_size);
     EXPECT_EQ(model["spec"]["weight_format"], to_string(shape.spec.weight_format));

@@ -50,6 +50,16 @@ TEST(Models, LayersHaveTheirPublishedSizes) {
     EXPECT_NEAR(routed_gib(model_shape(name).spec), gib, 0.02 * gib + 0.05) << name;
 }
 
+TEST(Models, RoutersWithASelectionBias) {
+  for (const char* name : {"deepseek-r1-tp8", "deepseek-r1-ep8", "kimi-k2", "minimax-m3-tp8",
+                           "deepseek-v4-pro", "glm-4.5-air"}) {
+    EXPECT_TRUE(model_shape(name).selection_bias) << name;
+  }
+  for (const char* name : {"qwen3-30b-a3b", "gpt-oss-120b", "llama-4-scout", "mixtral-8x7b"}) {
+    EXPECT_FALSE(model_shape(name).selection_bias) << name;
+  }
+}
+
 TEST(Models, ShardsDivideWhatTheySay) {
   const LayerSpec whole = model_shape("deepseek-r1").spec;
   const LayerSpec tensor = model_shape("deepseek-r1-tp8").spec;
