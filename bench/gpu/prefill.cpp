@@ -306,8 +306,8 @@ struct Choice {
     const sm90::Scaling scaling = sm90::scaling_of(input.stored, layer.gate_up.weights);
     const auto work = [&](const WeightRows& weights, bool gathers) {
       return grouped_gemm_work(spec.num_experts, spec.top_k, tokens, weights.num_rows,
-                               weights.rows.row_bytes, gathers,
-                               operands.format == Format::kFp8E4m3);
+                               weights.rows.row_bytes, gathers, operands.format == Format::kFp8E4m3,
+                               scaling == sm90::Scaling::kBlock);
     };
     gate_up = work(layer.gate_up.weights, true);
     gate_up.long_activation = is_long(spec.activation.kind);

@@ -99,6 +99,8 @@ TEST(GroupedGemmCost, GrowsWithTheWork) {
       GroupedGemmWork harder = work;
       harder.promotes = true;
       EXPECT_GE(grouped_gemm_clocks(c, harder, kSms), clocks);
+      harder.scales_blocks = true;
+      EXPECT_GT(grouped_gemm_clocks(c, harder, kSms), clocks);
       harder.gathers = true;
       EXPECT_GE(grouped_gemm_clocks(c, harder, kSms), clocks);
       harder.long_activation = true;

@@ -206,7 +206,8 @@ Sm90Experts::Work Sm90Experts::work_of(int64_t num_tokens, int64_t top_k) const 
   const auto work = [&](const Sm90Matrices& m, bool gathers) {
     return grouped_gemm_work(spec_.num_experts, top_k, num_tokens, m.rows.num_rows,
                              int64_t{m.rows.num_cols} * element_bits(m.rows.rows.format) / 8,
-                             gathers, m.rows.rows.format == Format::kFp8E4m3);
+                             gathers, m.rows.rows.format == Format::kFp8E4m3,
+                             m.scaling == Scaling::kBlock);
   };
   GroupedGemmWork gate_up = work(gate_up_, true);
   gate_up.long_activation = is_long(spec_.activation.kind);
