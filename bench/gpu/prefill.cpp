@@ -297,24 +297,19 @@ struct Batch {
 /// What the cost model makes of a batch.
 struct Choice {
   std::vector<GroupedGemmConfig> configs;
-  GroupedGemmWork gate_up, down;
+  LayerGemmWork work;
   GroupedGemmConfigs chosen;
   bool is_decode = false;  ///< a layer would take the kernels of few rows
 
+  /// rounds: gate_up's kernel may round the intermediate.
   Choice(const LayerSpec& spec, const Operands& operands, const Layer& layer, const Rows& input,
-         int64_t tokens) {
+         int64_t tokens, bool rounds = false) {
     const sm90::Scaling scaling = sm90::scaling_of(input.stored, layer.gate_up.weights);
-    const auto work = [&](const WeightRows& weights, bool gathers) {
-      return grouped_gemm_work(spec.num_experts, spec.top_k, tokens, weights.num_rows,
-                               weights.rows.row_bytes, gathers, operands.format == Format::kFp8E4m3,
-                               scaling == sm90::Scaling::kBlock);
-    };
-    gate_up = work(layer.gate_up.weights, true);
-    gate_up.long_activation = is_long(spec.activation.kind);
-    down = work(layer.down.weights, false);
+    work = layer_gemm_work(spec, spec.top_k, tokens, operands.format,
+                           scaling == sm90::Scaling::kBlock, rounds);
     configs = sm90::configs_of(operands.format, scaling);
     const int num_sms = cuda::device_facts(0).num_sms;
-    chosen = best_configs(configs, gate_up, down, num_sms);
+    chosen = best_configs(configs, work, num_sms);
     const auto matrix = [&](const WeightRows& w) {
       return LayerMatrix{
           .loop = operands.format == Format::kBf16 ? DecodeLoop::kBf16 : DecodeLoop::kBytes,
@@ -324,8 +319,8 @@ struct Choice {
     };
     const bool quantizes = operands.activations != ActivationFormat::kNone;
     const double us = prefill_steps_us(quantizes) +
-                      grouped_gemm_us(chosen.gate_up, gate_up, num_sms) +
-                      grouped_gemm_us(chosen.down, down, num_sms);
+                      grouped_gemm_us(chosen.gate_up, work.gate_up, num_sms) +
+                      grouped_gemm_us(chosen.down, work.down, num_sms);
     is_decode = decodes({spec.num_experts, spec.top_k, tokens}, matrix(layer.gate_up.weights),
                         matrix(layer.down.weights), us, num_sms);
   }
@@ -347,20 +342,13 @@ class Bench {
   /// Both GEMMs of a layer, as the plan would run them, in a burst and sustained.
   void run_rates(const ModelShape& shape, const Operands& operands) {
     const LayerSpec& spec = shape.spec;
-    const int num_sms = cuda::device_facts(0).num_sms;
     const int64_t tokens = options_.rate_tokens;
     const Layer layer(spec, operands);
     const Rows input(tokens, spec.expert_width(), operands, operands.activations);
-    Choice choice(spec, operands, layer, input, tokens);
     const bool may_round =
         operands.activations == ActivationFormat::kFp8Block128 &&
         sm90::rounds_output(sm90::Scaling::kBlock, spec.activation, spec.intermediate_size);
-    if (may_round) {
-      choice.gate_up.rounding_bytes =
-          3.0 * static_cast<double>(tokens * spec.top_k * spec.intermediate_size);
-      choice.chosen = best_configs(choice.configs, choice.gate_up, choice.down, num_sms);
-    }
-    const GroupedGemmConfigs& tiles = choice.chosen;
+    const GroupedGemmConfigs tiles = Choice(spec, operands, layer, input, tokens, may_round).chosen;
     Batch batch(spec, operands, layer, input, tokens, tiles.gate_up.block_m);
     const bool rounds = may_round && holds_gated_scale(tiles.gate_up);
     if (rounds) batch.round_intermediate();
@@ -398,8 +386,8 @@ class Bench {
       };
       Run run;
       run.config = config;
-      run.gate_up_predicted = us(choice.gate_up);
-      run.down_predicted = us(choice.down);
+      run.gate_up_predicted = us(choice.work.gate_up);
+      run.down_predicted = us(choice.work.down);
       time_config(spec, operands, layer, input, tokens, run);
       runs.push_back(run);
     }

@@ -28,25 +28,38 @@ struct GroupedGemmWork {
 /// Whether an activation's formula is hundreds of instructions.
 constexpr bool is_long(Activation kind) { return kind == Activation::kSiTu; }
 
-/// With every expert as likely as any other.
-inline GroupedGemmWork grouped_gemm_work(int64_t num_experts, int64_t top_k, int64_t num_tokens,
-                                         int64_t weight_rows, int64_t row_bytes, bool gathers,
-                                         bool promotes, bool scales_blocks) {
-  const double experts = expected_distinct_experts(num_experts, top_k, num_tokens);
-  return {.experts = experts,
-          .rows_per_expert = static_cast<double>(num_tokens * top_k) / std::max(experts, 1.0),
-          .weight_rows = weight_rows,
-          .row_bytes = row_bytes,
-          .gathers = gathers,
-          .promotes = promotes,
-          .scales_blocks = scales_blocks};
+/// Both GEMMs of a layer's batch.
+struct LayerGemmWork {
+  GroupedGemmWork gate_up, down;
+};
+/// With every expert as likely as any other. scales_blocks: FP8 sums of 128 columns have scales;
+/// may_round: gate_up's kernel may round the intermediate, and a pass of its own does otherwise.
+inline LayerGemmWork layer_gemm_work(const LayerSpec& spec, int64_t top_k, int64_t num_tokens,
+                                     Format weights, bool scales_blocks, bool may_round) {
+  const double experts = expected_distinct_experts(spec.num_experts, top_k, num_tokens);
+  const auto pairs = static_cast<double>(num_tokens * top_k);
+  const auto work = [&](int64_t weight_rows, int64_t cols) {
+    return GroupedGemmWork{.experts = experts,
+                           .rows_per_expert = pairs / std::max(experts, 1.0),
+                           .weight_rows = weight_rows,
+                           .row_bytes = cols * element_bits(weights) / 8,
+                           .promotes = weights == Format::kFp8E4m3,
+                           .scales_blocks = scales_blocks};
+  };
+  const int64_t inner = spec.intermediate_size, width = spec.expert_width();
+  LayerGemmWork both{work((spec.activation.gated() ? 2 : 1) * inner, width), work(width, inner)};
+  both.gate_up.gathers = true;
+  both.gate_up.long_activation = is_long(spec.activation.kind);
+  // Reads bf16 and writes FP8.
+  if (may_round) both.gate_up.rounding_bytes = 3.0 * pairs * static_cast<double>(inner);
+  return both;
 }
 
 namespace gemm_cost {
 
 // H200, fitted to bench_prefill over the batches that layers give to these kernels: bf16 and INT8
-// of 52 models at T = 1 .. 16384, FP8 (after its tiles' last change) of six at T = 256 .. 4096. The
-// tiles chosen for both GEMMs cost 1.005 times the best pair on average and 1.089 at worst.
+// of 52 models at T = 1 .. 16384, FP8 (after its tiles' last change) of six at T = 256 .. 4096.
+// GroupedGemmCost.ChoosesWithin15PercentOfTheRecord holds the choice to the recorded times.
 inline constexpr double kStartClocks = 475;        ///< of a tile
 inline constexpr double kClocksPerOutput = 0.073;  ///< of its end
 /// Between two products of a warpgroup, and more of it where it takes sums out.
@@ -160,8 +173,8 @@ struct GroupedGemmConfigs {
   GroupedGemmConfig gate_up{}, down{};
 };
 inline GroupedGemmConfigs best_configs(const std::vector<GroupedGemmConfig>& configs,
-                                       const GroupedGemmWork& gate_up, const GroupedGemmWork& down,
-                                       int num_sms) {
+                                       const LayerGemmWork& work, int num_sms) {
+  const auto& [gate_up, down] = work;
   GroupedGemmConfigs best;
   double least = std::numeric_limits<double>::infinity();
   const double rounding =

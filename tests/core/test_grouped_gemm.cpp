@@ -3,12 +3,20 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
+#include <fstream>
+#include <map>
+#include <nlohmann/json.hpp>
 #include <set>
+#include <string>
+#include <tuple>
 #include <utility>
+#include <vector>
 
 #include "core/grouped_gemm_config.h"
 #include "core/grouped_gemm_cost.h"
 #include "core/grouped_tile_scheduler.h"
+#include "switchyard/models.h"
 
 namespace switchyard {
 namespace {
@@ -126,6 +134,53 @@ TEST(GroupedGemmCost, FewRowsTakeTheLowTile) {
   EXPECT_EQ(best(2048), kTallTile);
   EXPECT_EQ(best(256), kTallTile);  // 192 + 64 rows; every other expert would take three of 128
   EXPECT_EQ(best(40), kSquareTile);
+}
+
+/// Every batch of results/h200/prefill.json that layers give to these kernels: the tiles chosen for
+/// both GEMMs beside the fastest pair that was measured.
+TEST(GroupedGemmCost, ChoosesWithin15PercentOfTheRecord) {
+  using nlohmann::json;
+  const json record =
+      json::parse(std::ifstream(SWITCHYARD_SOURCE_DIR "/results/h200/prefill.json"));
+  std::map<std::tuple<std::string, std::string, int64_t>, std::vector<json>> batches;
+  for (const json& row : record["results"]) {
+    if (!row["decode"]) batches[{row["model"], row["operands"], row["tokens"]}].push_back(row);
+  }
+  ASSERT_GT(batches.size(), 100u);
+  double sum = 0;
+  for (const auto& [key, rows] : batches) {
+    const auto& [model, operands, tokens] = key;
+    const LayerSpec& spec = model_shape(model).spec;
+    const Format format = operands.starts_with("bf16")   ? Format::kBf16
+                          : operands.starts_with("int8") ? Format::kInt8
+                                                         : Format::kFp8E4m3;
+    const LayerGemmWork work =
+        layer_gemm_work(spec, spec.top_k, tokens, format, operands.ends_with("block128"), false);
+    std::vector<GroupedGemmConfig> configs;
+    for (const json& row : rows) {
+      const auto is_row = [&](const GroupedGemmConfig& c) {
+        return c.block_m == row["block_m"] && c.block_n == row["block_n"];
+      };
+      constexpr GroupedGemmConfig kTiles[] = {kTallTile, kSquareTile, kWideTile, kLowTile};
+      const auto* tile = std::ranges::find_if(kTiles, is_row);
+      ASSERT_NE(tile, std::end(kTiles)) << row;
+      configs.push_back(*tile);
+    }
+    const GroupedGemmConfigs chosen = best_configs(configs, work, 132);
+    double least = 1e30, us = 0;
+    for (size_t i = 0; i < rows.size(); ++i) {
+      for (size_t j = 0; j < rows.size(); ++j) {
+        if (configs[i].block_m % configs[j].block_m != 0) continue;
+        const double both = rows[i]["gate_up_us"].get<double>() + rows[j]["down_us"].get<double>();
+        least = std::min(least, both);
+        if (configs[i] == chosen.gate_up && configs[j] == chosen.down) us = both;
+      }
+    }
+    ASSERT_GT(us, 0);
+    EXPECT_LE(us / least, 1.15) << model << " " << operands << " T " << tokens;
+    sum += us / least;
+  }
+  EXPECT_LE(sum / static_cast<double>(batches.size()), 1.02);
 }
 
 TEST(GroupedGemmCost, RowsScatterAroundTheirMean) {

@@ -14,9 +14,8 @@
 //     static constexpr int kTokenBlocks;    // 128-byte blocks of a token row per step
 //     static constexpr int kStepBytes;      // weights of a step: a multiple of 16
 //     static constexpr int kChunkSteps;     // steps per chunk, whose sum is a number of its own
-//     static constexpr bool kBlockScales;   // token scales per 128 columns: a step has
-//     kTokenBlocks
-//                                           // of them (see Step::scales)
+//     static constexpr bool kBlockScales;   // token scales per 128 columns, kTokenBlocks a step
+//                                           // (see Step::scales)
 //     static constexpr bool kRowBlockScales;  // and so have weights
 //     struct Args;                          // trivially copyable part of the kernel's parameters
 //     static constexpr bool kRowPairs;      // a thread's accumulators are rows 2 g, 2 g + 1 of 16,

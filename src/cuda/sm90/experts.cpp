@@ -162,7 +162,7 @@ LayerMatrix Sm90Experts::layer_matrix(const Sm90Matrices& m) const {
 double Sm90Experts::prefill_us(int64_t num_tokens, int64_t top_k) const {
   const int num_sms = device_facts(device_).num_sms;
   const GroupedGemmConfigs configs = select_configs(num_tokens, top_k);
-  const Work work = work_of(num_tokens, top_k);
+  const LayerGemmWork work = work_of(num_tokens, top_k);
   const auto us = [&](const Sm90Matrices& m, const GroupedGemmWork& w,
                       const GroupedGemmConfig& config) {
     if (!in_fragment_order(m.rows)) return grouped_gemm_us(config, w, num_sms);
@@ -202,20 +202,9 @@ const char* Sm90Experts::why_unsupported(DataType hidden_states, DataType /*outp
   return hidden_states == DataType::kBf16 ? nullptr : "bf16 weights meet bf16 hidden states only";
 }
 
-Sm90Experts::Work Sm90Experts::work_of(int64_t num_tokens, int64_t top_k) const {
-  const auto work = [&](const Sm90Matrices& m, bool gathers) {
-    return grouped_gemm_work(spec_.num_experts, top_k, num_tokens, m.rows.num_rows,
-                             int64_t{m.rows.num_cols} * element_bits(m.rows.rows.format) / 8,
-                             gathers, m.rows.rows.format == Format::kFp8E4m3,
-                             m.scaling == Scaling::kBlock);
-  };
-  GroupedGemmWork gate_up = work(gate_up_, true);
-  gate_up.long_activation = is_long(spec_.activation.kind);
-  if (may_round_hidden()) {
-    gate_up.rounding_bytes =
-        3.0 * static_cast<double>(num_tokens * top_k * spec_.intermediate_size);
-  }
-  return {gate_up, work(down_, false)};
+LayerGemmWork Sm90Experts::work_of(int64_t num_tokens, int64_t top_k) const {
+  return layer_gemm_work(spec_, top_k, num_tokens, gate_up_.rows.rows.format,
+                         gate_up_.scaling == Scaling::kBlock, may_round_hidden());
 }
 
 Fp4PrefillWork Sm90Experts::fragment_work(const Sm90Matrices& matrices,
@@ -231,14 +220,13 @@ Fp4PrefillWork Sm90Experts::fragment_work(const Sm90Matrices& matrices,
 
 GroupedGemmConfigs Sm90Experts::select_configs(int64_t num_tokens, int64_t top_k) const {
   const int num_sms = device_facts(device_).num_sms;
-  const Work work = work_of(num_tokens, top_k);
+  const LayerGemmWork work = work_of(num_tokens, top_k);
   if (in_fragment_order(gate_up_.rows)) {
     const GroupedGemmConfig config = select_fp4_prefill_config(
         fragment_work(gate_up_, work.gate_up), fragment_work(down_, work.down), num_sms);
     return {config, config};
   }
-  return best_configs(configs_of(gate_up_.rows.rows.format, gate_up_.scaling), work.gate_up,
-                      work.down, num_sms);
+  return best_configs(configs_of(gate_up_.rows.rows.format, gate_up_.scaling), work, num_sms);
 }
 
 Sm90Workspace Sm90Experts::layout(int64_t max_tokens, int64_t top_k) const {
@@ -582,7 +570,7 @@ void Sm90Experts::plan(int64_t num_tokens, int64_t top_k, const MachineLimits& l
     add("quantize", "quantize", fmt::format("tokens to {}", to_string(activations_)),
         tokens * width * (2 + code_bytes), 0);
   }
-  const Work work = work_of(chunk, top_k);
+  const LayerGemmWork work = work_of(chunk, top_k);
   const double chunks = tokens / static_cast<double>(std::max<int64_t>(chunk, 1));
   const auto add_gemm = [&](const char* step, const Sm90Matrices& m, const GroupedGemmWork& w,
                             const GroupedGemmConfig& config, double row_bytes, double flops,

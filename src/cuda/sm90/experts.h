@@ -68,10 +68,7 @@ class Sm90Experts final : public TunedExperts {
   };
   Sm90Workspace layout(int64_t max_tokens, int64_t top_k) const;
   /// Both GEMMs of a chunk, as the cost model sees them.
-  struct Work {
-    GroupedGemmWork gate_up, down;
-  };
-  Work work_of(int64_t num_tokens, int64_t top_k) const;
+  LayerGemmWork work_of(int64_t num_tokens, int64_t top_k) const;
   /// One of them, of weights in fragment order.
   Fp4PrefillWork fragment_work(const Sm90Matrices& matrices, const GroupedGemmWork& work) const;
   /// The cheapest ones.
