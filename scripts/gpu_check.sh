@@ -1,18 +1,20 @@
 #!/usr/bin/env bash
 # Runs every GPU test and bench on this machine from built binaries and writes results/<gpu>/*.json.
-# Usage: gpu_check.sh [--bin DIR] [--out DIR] [--commit ID] [--quick] [--sanitize] [--shapes SECONDS]
+# Usage: gpu_check.sh [--bin DIR] [--out DIR] [--commit ID] [--tests | --quick] [--sanitize] [--shapes SECONDS]
 #   --bin: one folder with test_gpu, bench_gpu, bench_layers, bench_prefill and switchyard (default: where build/cuda has them)
+#   --tests: no benches
 #   --quick: only layers of up to 64 tokens
 #   --sanitize: also compute-sanitizer's memcheck, racecheck and initcheck over a part of the tests
 #   --shapes: also layers of the built-in shapes of at most 6 GiB, the smallest first, as many as fit into SECONDS (all: 200)
 set -euo pipefail
 here=$(cd "$(dirname "$0")/.." && pwd)
-bin='' out='' commit='' quick=0 shapes=0 sanitize=0 pids=() tools=()
+bin='' out='' commit='' tests_only=0 quick=0 shapes=0 sanitize=0
 while [ $# -gt 0 ]; do
   case $1 in
     --bin) bin=$2; shift ;;
     --out) out=$2; shift ;;
     --commit) commit=$2; shift ;;
+    --tests) tests_only=1 ;;
     --quick) quick=1 ;;
     --shapes) shapes=$2; shift ;;
     --sanitize) sanitize=1 ;;
@@ -37,19 +39,50 @@ trap 'rm -rf "$log"' EXIT
 record() { python3 "$here/scripts/gpu_record.py" "$log" "$out" "$commit"; }
 
 export SWITCHYARD_FIXTURES=$here/fixtures
+# Starts the command, a gtest binary, in $2 shards that log to $1.<shard>.log; their ids are in `pids`.
+start_shards() {
+  local name=$1 shards=$2 i
+  shift 2
+  for ((i = 0; i < shards; i++)); do
+    GTEST_TOTAL_SHARDS=$shards GTEST_SHARD_INDEX=$i "$@" --gtest_output="json:$log/$name.$i.json" >"$log/$name.$i.log" 2>&1 &
+    pids+=($!)
+  done
+}
+wait_shards() {
+  local pid
+  for pid in "${pids[@]}"; do wait "$pid" || status=$?; done
+  pids=()
+}
+status=0 pids=()
 # Most of a test's time is its double-precision reference on the CPU: as many at once as cores allow.
-status=0
-shards=$(($(nproc) > 16 ? 16 : $(nproc)))
-for ((i = 0; i < shards; i++)); do
-  GTEST_TOTAL_SHARDS=$shards GTEST_SHARD_INDEX=$i "$tests" --gtest_output="json:$log/tests.$i.json" \
-    >"$log/tests.$i.log" 2>&1 &
-  pids[i]=$!
-done
-for pid in "${pids[@]}"; do wait "$pid" || status=$?; done
+start_shards tests $(($(nproc) > 16 ? 16 : $(nproc))) "$tests"
+wait_shards
 grep -h -A 25 'Failure' "$log"/tests.*.log | head -80 || true
 grep -h '^\[  FAILED  \]' "$log"/tests.*.log | sort -u || true
 record
 [ $status = 0 ] || exit $status  # times of a build that computes something else say nothing
+
+part='GpuSort.DeviceSide*:GpuSort.OutputsMay*:GpuSort.FewTokens*:GpuSort.Lopsided*:GpuRoute.Ties*:GpuRoute.Groups:GpuRouteSort.Ties*'
+part+=':GpuQuantize.Gathered*:GpuActivateQuantize.*:GpuCombine.*:GpuExperts.EveryActivation*:GpuExperts.Dense'
+part+=':GpuLayer.GraphReplays*'
+matrix='Sm90Decode.OneExpertForAll:All/Sm90DecodeFormat.LopsidedRouting/*:GpuSm90Gemm.LopsidedBatches:GpuSm90Fp4Prefill.LopsidedBatches'
+matrix+=':All/GpuSm90Fp4PrefillOf.EveryOperandKind/*:GpuLinear.TokensCountedOnTheDevice'
+if [ $sanitize = 1 ]; then
+  for tool in memcheck racecheck initcheck; do
+    case $tool in
+      memcheck) filter=$part:$matrix shards=10 ;;
+      racecheck) filter=$part-*EveryActivationFormat shards=3 ;;  # alone 41 of its 100 s; the same kernels run in the others
+      initcheck) filter=$part shards=3 ;;
+    esac
+    start_shards $tool $shards compute-sanitizer --tool $tool --error-exitcode 3 "$tests" --gtest_filter="$filter"
+  done
+  wait_shards
+  grep -h 'SUMMARY' "$log"/{memcheck,racecheck,initcheck}.*.log | sort | uniq -c
+  record
+  [ $status = 0 ] || exit $status
+fi
+[ $tests_only = 0 ] || exit 0
+
 "$switchyard" bench --calibrate --backend cuda --json "$log/limits.json"
 "$steps" --both-sort-paths --json "$log/steps.json"
 [ $quick = 1 ] || "$prefill" --json "$log/prefill.json" | tail -2
@@ -86,27 +119,3 @@ if [ "$shapes" != 0 ]; then
     --json "$log/shapes.json" || true
   record
 fi
-
-part='GpuSort.DeviceSide*:GpuSort.OutputsMay*:GpuSort.FewTokens*:GpuSort.Lopsided*:GpuRoute.Ties*:GpuRoute.Groups:GpuRouteSort.Ties*'
-part+=':GpuQuantize.Gathered*:GpuActivateQuantize.*:GpuCombine.*:GpuExperts.EveryActivation*:GpuExperts.Dense'
-part+=':GpuLayer.GraphReplays*'
-matrix='Sm90Decode.OneExpertForAll:All/Sm90DecodeFormat.LopsidedRouting/1:All/Sm90DecodeFormat.LopsidedRouting/8:GpuSm90Gemm.LopsidedBatches:GpuSm90Fp4Prefill.LopsidedBatches'
-matrix+=':GpuLinear.TokensCountedOnTheDevice'
-if [ $sanitize = 1 ]; then
-  for tool in memcheck racecheck initcheck; do
-    case $tool in
-      memcheck) filter=$part:$matrix ;;
-      racecheck) filter=$part-*EveryActivationFormat ;;  # alone 41 of its 100 s; the same kernels run in the others
-      initcheck) filter=$part ;;
-    esac
-    compute-sanitizer --tool $tool --error-exitcode 3 "$tests" --gtest_filter="$filter" \
-      >"$log/$tool.log" 2>&1 &
-    tools[${#tools[@]}]=$!
-  done
-  for pid in "${tools[@]}"; do wait "$pid" || status=$?; done
-  for tool in memcheck racecheck initcheck; do
-    grep 'SUMMARY' "$log/$tool.log" | tee "$log/$tool.summary"
-  done
-  record
-fi
-exit $status

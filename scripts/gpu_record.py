@@ -6,6 +6,7 @@ Usage: gpu_record.py LOG_FOLDER OUT_FOLDER COMMIT
 import datetime
 import json
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -15,6 +16,14 @@ def machine():
     query = subprocess.run(["nvidia-smi", f"--query-gpu={','.join(fields)}", "--format=csv,noheader"],
                            capture_output=True, text=True, check=True).stdout.splitlines()[0]
     return dict(zip(fields, (value.strip() for value in query.split(","))))
+
+
+def sanitizer(log, tool):
+    """Tests and errors of all shards; a shard without a summary did not finish."""
+    found = [re.findall(r"SUMMARY: .*?(\d+) errors?", path.read_text()) for path in log.glob(f"{tool}.*.log")]
+    return {"tests": sum(json.loads(path.read_text())["tests"] for path in log.glob(f"{tool}.*.json")),
+            "errors": sum(int(count) for counts in found for count in counts),
+            "unfinished_shards": sum(not counts for counts in found)}
 
 
 def main():
@@ -38,7 +47,8 @@ def main():
     own = {"name", "file", "line", "status", "result", "timestamp", "time", "classname", "failures"}
     fixtures = {key: value for shard in shards for suite in shard["testsuites"] if suite["name"] == "GpuFixtures"
                 for test in suite["testsuite"] for key, value in test.items() if key not in own}
-    sanitizers = {path.stem: path.read_text().strip() for path in sorted(log.glob("*.summary"))}
+    sanitizers = {tool: sanitizer(log, tool) for tool in ("memcheck", "racecheck", "initcheck")
+                  if list(log.glob(f"{tool}.*.log"))}
     write("tests.json", {"tests": sum(suite["tests"] for suite in suites.values()),
                          "failures": sum(suite["failures"] for suite in suites.values()),
                          "suites": suites, "sanitizers": sanitizers, "fixtures": fixtures})

@@ -242,7 +242,9 @@ def gpu_tests():
     if record is None:
         return origin
     lines = [origin, "", f"{record['tests'] - record['failures']} of {record['tests']} tests pass."]
-    lines += [f"compute-sanitizer {name}: {text.strip('= ')}." for name, text in sorted(record["sanitizers"].items())]
+    lines += [f"compute-sanitizer {tool}: {found['tests']} tests, {found['errors']} errors" +
+              (f", {found['unfinished_shards']} shards unfinished." if found["unfinished_shards"] else ".")
+              for tool, found in sorted(record["sanitizers"].items())]
     return "\n".join(lines)
 
 
