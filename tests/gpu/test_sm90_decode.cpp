@@ -11,6 +11,7 @@
 #include "cuda/sm90/decode_experts.h"
 #include "cuda/sm90/decode_launchers.h"
 #include "gpu/device_tensor.h"
+#include "gpu/operands.h"
 #include "support/compare.h"
 #include "support/random.h"
 #include "support/random_weights.h"
@@ -23,6 +24,7 @@ using cuda::PackedMatrices;
 using cuda::sm90::DecodeExperts;
 using test::Buffer;
 using test::DeviceTensor;
+using test::Operands;
 using test::Random;
 
 struct Packed {
@@ -53,54 +55,32 @@ Packed pack(const LayerSpec& spec, const test::RandomWeights& weights) {
   return packed;
 }
 
-struct Recipe {
-  Format format;
-  ActivationFormat activations;
-  ScaleBlock block{};
-  bool zero_points = false;
-  DataType int4_scales = DataType::kBf16;
+const Operands kOperands[] = {
+    {Format::kBf16, {}, ActivationFormat::kNone},
+    {Format::kFp8E4m3, {128, 128}, ActivationFormat::kFp8Block128},
+    {Format::kFp8E4m3, {128, 128}, ActivationFormat::kFp8PerToken},
+    {Format::kFp8E4m3, {1, 0}, ActivationFormat::kFp8PerToken},
+    {Format::kFp8E4m3, {0, 0}, ActivationFormat::kFp8PerTensor},
+    {Format::kInt8, {1, 0}, ActivationFormat::kInt8PerToken},
+    {Format::kInt8, {1, 0}, ActivationFormat::kInt8PerSlot},
+    {Format::kMxfp4, {1, 32}, ActivationFormat::kNone},
+    {Format::kMxfp4, {1, 32}, ActivationFormat::kFp8PerToken},
+    {Format::kMxfp4, {1, 32}, ActivationFormat::kFp8Block128},
+    {Format::kMxfp8, {1, 32}, ActivationFormat::kNone},
+    {Format::kMxfp8, {1, 32}, ActivationFormat::kMxfp8},
+    {Format::kNvfp4, {1, 16}, ActivationFormat::kNone},
+    {Format::kInt4, {1, 32}, ActivationFormat::kNone},
+    {Format::kInt4, {1, 128}, ActivationFormat::kNone},
+    {Format::kInt4, {1, 32}, ActivationFormat::kNone, true},
+    {Format::kInt4, {1, 128}, ActivationFormat::kNone, true, DataType::kF16},
+    {Format::kInt4, {1, 64}, ActivationFormat::kNone, false, DataType::kF16},
 };
-std::vector<Recipe> recipes() {
-  return {{Format::kBf16, ActivationFormat::kNone},
-          {Format::kFp8E4m3, ActivationFormat::kFp8Block128, {128, 128}},
-          {Format::kFp8E4m3, ActivationFormat::kFp8PerToken, {128, 128}},
-          {Format::kFp8E4m3, ActivationFormat::kFp8PerToken, {1, 0}},
-          {Format::kFp8E4m3, ActivationFormat::kFp8PerTensor, {0, 0}},
-          {Format::kInt8, ActivationFormat::kInt8PerToken, {1, 0}},
-          {Format::kInt8, ActivationFormat::kInt8PerSlot, {1, 0}},
-          {Format::kMxfp4, ActivationFormat::kNone, {1, 32}},
-          {Format::kMxfp4, ActivationFormat::kFp8PerToken, {1, 32}},
-          {Format::kMxfp4, ActivationFormat::kFp8Block128, {1, 32}},
-          {Format::kMxfp8, ActivationFormat::kNone, {1, 32}},
-          {Format::kMxfp8, ActivationFormat::kMxfp8, {1, 32}},
-          {Format::kNvfp4, ActivationFormat::kNone, {1, 16}},
-          {Format::kInt4, ActivationFormat::kNone, {1, 32}},
-          {Format::kInt4, ActivationFormat::kNone, {1, 128}},
-          {Format::kInt4, ActivationFormat::kNone, {1, 32}, true},
-          {Format::kInt4, ActivationFormat::kNone, {1, 128}, true, DataType::kF16},
-          {Format::kInt4, ActivationFormat::kNone, {1, 64}, false, DataType::kF16}};
-}
-LayerSpec spec_of(const Recipe& r, int64_t experts, int64_t top_k, int64_t hidden, int64_t inner) {
-  return {.num_experts = experts,
-          .top_k = top_k,
-          .hidden_size = hidden,
-          .intermediate_size = inner,
-          .weight_format = r.format,
-          .weight_scale_block = r.block,
-          .activation_format = r.activations};
-}
-test::WeightsOptions options_of(const Recipe& r, bool biases = false) {
-  test::WeightsOptions options{.matrix = test::usual_matrix(r.format), .biases = biases};
-  options.matrix.smooth_scales = r.activations == ActivationFormat::kInt8PerSlot;
-  if (r.format == Format::kInt4) {
-    options.matrix.scale_type = r.int4_scales;
-    options.matrix.zero_points = r.zero_points;
-  }
-  return options;
+test::WeightsOptions options_of(const Operands& operands, bool biases = false) {
+  return {.matrix = matrix_of(operands), .biases = biases};
 }
 
-bool in_fragments(const Recipe& r) {
-  return element_bits(r.format) == 4 || r.format == Format::kMxfp8;
+bool in_fragments(const Operands& r) {
+  return element_bits(r.weights) == 4 || r.weights == Format::kMxfp8;
 }
 
 /// How the tokens choose.
@@ -158,12 +138,8 @@ void expect_reference(const DecodeExperts& experts, const PackedExperts& referen
                       const LayerSpec& spec, int64_t num_tokens, Routing routing,
                       DataType type = DataType::kF32, bool with_addend = false,
                       int64_t num_routed = -1) {
-  SCOPED_TRACE(std::string(to_string(spec.weight_format)) + " x " +
-               to_string(spec.activation_format) + ", " + to_string(spec.activation.kind) + ", T " +
-               std::to_string(num_tokens) + " of " + std::to_string(num_routed) + ", E " +
-               std::to_string(spec.num_experts) + " K " + std::to_string(spec.top_k) + " H " +
-               std::to_string(spec.hidden_size) + " I " + std::to_string(spec.intermediate_size) +
-               ", routing " + std::to_string(static_cast<int>(routing)));
+  SCOPED_TRACE(test::describe(spec, num_tokens) + ", " + std::to_string(num_routed) +
+               " of them exist, routing " + std::to_string(static_cast<int>(routing)));
   const Call call = make_call(spec, num_tokens, routing);
   Random random(3);
   const Buffer addend = Buffer::normal(random, DataType::kF32, {num_tokens, spec.hidden_size});
@@ -205,19 +181,20 @@ struct Subject {
   }
 };
 
-/// A test of its own per recipe: they run side by side.
-class Sm90DecodeFormat : public ::testing::TestWithParam<size_t> {
+/// A test of its own per operands: they run side by side.
+class Sm90DecodeFormat : public ::testing::TestWithParam<Operands> {
  protected:
-  const Recipe recipe = recipes()[GetParam()];
+  const Operands& operands = GetParam();
 };
-INSTANTIATE_TEST_SUITE_P(All, Sm90DecodeFormat, ::testing::Range(size_t{0}, recipes().size()));
+INSTANTIATE_TEST_SUITE_P(All, Sm90DecodeFormat, ::testing::ValuesIn(kOperands),
+                         [](const auto& test) { return name_of(test.param); });
 
 TEST_P(Sm90DecodeFormat, AgainstTheReference) {
   // Short, one whole step of K with rows for part of a team, and with tails of K (in steps and
   // chunks) and of rows.
   for (const auto& [hidden, inner, most] :
        {std::tuple{256, 128, 64}, {320, 256, 17}, {720, 336, 64}, {1408, 704, 17}}) {
-    const Subject subject(spec_of(recipe, 7, 2, hidden, inner), options_of(recipe));
+    const Subject subject(spec_of(operands, 7, 2, hidden, inner), options_of(operands));
     const DecodeExperts experts = subject.experts();
     for (const int64_t tokens : {1, 8, most}) {
       expect_reference(experts, *subject.reference, subject.spec, tokens, Routing::kUniform);
@@ -227,8 +204,8 @@ TEST_P(Sm90DecodeFormat, AgainstTheReference) {
 
 /// More tokens than one pass takes.
 TEST(Sm90Decode, PassesOverManyTokens) {
-  for (const Recipe& r : recipes()) {
-    if (r.format != Format::kMxfp8) continue;
+  for (const Operands& r : kOperands) {
+    if (r.weights != Format::kMxfp8) continue;
     const LayerSpec spec = spec_of(r, 6, 3, 256, 128);
     const test::RandomWeights weights(spec, options_of(r));
     const auto reference = reference_backend().pack_experts(spec, weights.weights().experts, {});
@@ -241,7 +218,7 @@ TEST(Sm90Decode, PassesOverManyTokens) {
 }
 
 TEST_P(Sm90DecodeFormat, LopsidedRouting) {
-  const Subject subject(spec_of(recipe, 40, 4, 448, 192), options_of(recipe, true));
+  const Subject subject(spec_of(operands, 40, 4, 448, 192), options_of(operands, true));
   const DecodeExperts experts = subject.experts();
   for (const auto routing : {Routing::kAllTheSame, Routing::kOneHot, Routing::kSomeSkipped}) {
     for (const int64_t tokens : {1, 7, 9, 17, 64, 65, 128}) {
@@ -251,8 +228,8 @@ TEST_P(Sm90DecodeFormat, LopsidedRouting) {
 }
 
 TEST(Sm90Decode, OneExpertForAll) {
-  for (const Recipe& recipe : {recipes()[0], recipes()[1], recipes()[6]}) {
-    const Subject subject(spec_of(recipe, 1, 1, 384, 272), options_of(recipe, true));
+  for (const Operands& operands : {kOperands[0], kOperands[1], kOperands[6]}) {
+    const Subject subject(spec_of(operands, 1, 1, 384, 272), options_of(operands, true));
     const DecodeExperts experts = subject.experts();
     for (const int64_t tokens : {1, 8, 30, 64, 128}) {
       for (const bool addend : {false, true}) {
@@ -266,13 +243,13 @@ TEST(Sm90Decode, OneExpertForAll) {
 }
 
 TEST(Sm90Decode, ActivationsWeightPositionsBiasesAndOutputs) {
-  for (const Recipe& recipe : {recipes()[0], recipes()[1]}) {
+  for (const Operands& operands : {kOperands[0], kOperands[1]}) {
     for (int kind = 0; kind <= static_cast<int>(Activation::kRelu2); ++kind) {
       for (const auto position : {WeightPosition::kOutput, WeightPosition::kInput}) {
-        LayerSpec spec = spec_of(recipe, 6, 2, 384, 176);
+        LayerSpec spec = spec_of(operands, 6, 2, 384, 176);
         spec.activation.kind = static_cast<Activation>(kind);
         spec.weight_position = position;
-        const Subject subject(spec, options_of(recipe, true));
+        const Subject subject(spec, options_of(operands, true));
         const DecodeExperts experts = subject.experts();
         for (const DataType type : {DataType::kF32, DataType::kBf16}) {
           expect_reference(experts, *subject.reference, spec, 12, Routing::kUniform, type, true);
@@ -287,8 +264,8 @@ TEST(Sm90Decode, ActivationsWeightPositionsBiasesAndOutputs) {
 }
 
 TEST(Sm90Decode, EveryFewTokens) {
-  for (const Recipe& recipe : {recipes()[1], recipes()[3], recipes()[8]}) {
-    const Subject subject(spec_of(recipe, 12, 3, 400, 208), options_of(recipe, true));
+  for (const Operands& operands : {kOperands[1], kOperands[3], kOperands[8]}) {
+    const Subject subject(spec_of(operands, 12, 3, 400, 208), options_of(operands, true));
     const DecodeExperts experts = subject.experts();
     for (int64_t tokens = 1; tokens <= 17; ++tokens) {
       expect_reference(experts, *subject.reference, subject.spec, tokens, Routing::kUniform,
@@ -361,10 +338,10 @@ TEST(Sm90Decode, ModelSizes) {
   struct Shape {
     int64_t experts, top_k, hidden, inner;
   };
-  for (const Recipe& recipe : {recipes()[0], recipes()[1], recipes()[5]}) {
+  for (const Operands& operands : {kOperands[0], kOperands[1], kOperands[5]}) {
     for (const Shape& s : {Shape{2, 2, 2880, 1440}, {3, 2, 7168, 256}, {4, 2, 2048, 768}}) {
-      const Subject subject(spec_of(recipe, s.experts, s.top_k, s.hidden, s.inner),
-                            options_of(recipe));
+      const Subject subject(spec_of(operands, s.experts, s.top_k, s.hidden, s.inner),
+                            options_of(operands));
       const DecodeExperts experts = subject.experts();
       for (const int64_t tokens : {1, 9}) {
         expect_reference(experts, *subject.reference, subject.spec, tokens, Routing::kUniform);
@@ -377,18 +354,18 @@ TEST(Sm90Decode, FragmentsAtModelSizesAgainstTheGenericKernels) {
   struct Shape {
     int64_t experts, top_k, hidden, inner;
   };
-  for (const Recipe& recipe : recipes()) {
-    if (!in_fragments(recipe)) continue;
+  for (const Operands& operands : kOperands) {
+    if (!in_fragments(operands)) continue;
     for (const Shape& s : {Shape{2, 2, 2880, 1440}, {3, 2, 7168, 256}, {4, 2, 2048, 768}}) {
-      LayerSpec spec = spec_of(recipe, s.experts, s.top_k, s.hidden, s.inner);
+      LayerSpec spec = spec_of(operands, s.experts, s.top_k, s.hidden, s.inner);
       spec.activation.kind = Activation::kSwiGluOai;
-      const test::RandomWeights weights(spec, options_of(recipe, true));
+      const test::RandomWeights weights(spec, options_of(operands, true));
       const Packed packed = pack(spec, weights);
       const DecodeExperts experts(spec, packed.gate_up, packed.down, 0);
       const auto generic =
           test::gpu().pack_experts(spec, weights.weights().experts, {.generic_kernels = true});
       for (const int64_t tokens : {1, 6, 20, 60, 128}) {
-        SCOPED_TRACE(std::string(to_string(recipe.activations)) + " T " + std::to_string(tokens) +
+        SCOPED_TRACE(std::string(to_string(operands.activations)) + " T " + std::to_string(tokens) +
                      " H " + std::to_string(s.hidden));
         const Call call = make_call(spec, tokens, Routing::kUniform);
         EXPECT_TRUE(test::within(run(experts, spec, call, 0, tokens, DataType::kF32),
@@ -414,11 +391,11 @@ void spread_scales(const test::RandomWeights& weights, int64_t num_experts, int 
 }
 
 TEST(Sm90Decode, ScalesFarApart) {
-  for (const Recipe& recipe : recipes()) {
-    if (recipe.format != Format::kMxfp4 && recipe.format != Format::kMxfp8) continue;
-    const bool bf16 = recipe.activations == ActivationFormat::kNone;
-    const LayerSpec spec = spec_of(recipe, 5, 2, 448, 192);
-    test::RandomWeights weights(spec, options_of(recipe));
+  for (const Operands& operands : kOperands) {
+    if (operands.weights != Format::kMxfp4 && operands.weights != Format::kMxfp8) continue;
+    const bool bf16 = operands.activations == ActivationFormat::kNone;
+    const LayerSpec spec = spec_of(operands, 5, 2, 448, 192);
+    test::RandomWeights weights(spec, options_of(operands));
     spread_scales(weights, spec.num_experts, bf16 ? 80 : 11);  // 1 to 3 apart already
     const Packed packed = pack(spec, weights);
     ASSERT_EQ(DecodeExperts::why_unsupported(spec, packed.gate_up, packed.down), "");
@@ -436,9 +413,9 @@ TEST(Sm90Decode, ScalesFarApart) {
   }
 }
 
-void expect_same_bits(const Recipe& recipe, int64_t hidden, int64_t inner) {
-  const LayerSpec spec = spec_of(recipe, 8, 4, hidden, inner);
-  const Subject subject(spec, options_of(recipe));
+void expect_same_bits(const Operands& operands, int64_t hidden, int64_t inner) {
+  const LayerSpec spec = spec_of(operands, 8, 4, hidden, inner);
+  const Subject subject(spec, options_of(operands));
   SCOPED_TRACE(std::string(to_string(spec.weight_format)) + " x " +
                to_string(spec.activation_format));
   constexpr int64_t kTokens = 100;
@@ -462,11 +439,11 @@ void expect_same_bits(const Recipe& recipe, int64_t hidden, int64_t inner) {
 }
 
 TEST_P(Sm90DecodeFormat, BitsDoNotDependOnGridBatchOrCall) {
-  if (recipe.activations == ActivationFormat::kFp8PerTensor) {
+  if (operands.activations == ActivationFormat::kFp8PerTensor) {
     GTEST_SKIP() << "one scale per batch";
   }
-  expect_same_bits(recipe, 1296, 528);
-  expect_same_bits(recipe, 336, 256);  // down: one step of K
+  expect_same_bits(operands, 1296, 528);
+  expect_same_bits(operands, 336, 256);  // down: one step of K
 }
 
 TEST(Sm90Decode, SaysWhatItCannotDo) {

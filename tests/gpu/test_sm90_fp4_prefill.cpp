@@ -13,6 +13,8 @@
 #include "cuda/sm90/fp4_prefill.h"
 #include "cuda/sort.h"
 #include "gpu/device_tensor.h"
+#include "gpu/operands.h"
+#include "gpu/prefill_agreement.h"
 #include "support/compare.h"
 #include "support/random.h"
 #include "support/random_weights.h"
@@ -23,16 +25,9 @@ namespace {
 
 using test::Buffer;
 using test::DeviceTensor;
+using test::Operands;
 using test::Random;
 
-struct Operands {
-  Format weights;
-  ScaleBlock block;
-  ActivationFormat activations;
-  bool smooth = false;
-  bool zero_points = false;
-  DataType int4_scales = DataType::kBf16;
-};
 const Operands kOperands[] = {
     {Format::kMxfp4, {1, 32}, ActivationFormat::kNone},
     {Format::kMxfp4, {1, 32}, ActivationFormat::kFp8PerToken},
@@ -45,131 +40,22 @@ const Operands kOperands[] = {
     {Format::kMxfp8, {1, 32}, ActivationFormat::kNone},
     {Format::kMxfp4, {1, 32}, ActivationFormat::kFp8Block128},
     {Format::kMxfp8, {1, 32}, ActivationFormat::kMxfp8},
-    {Format::kInt4, {1, 32}, ActivationFormat::kNone, false, true},
-    {Format::kInt4, {1, 128}, ActivationFormat::kNone, false, true, DataType::kF16},
+    {Format::kInt4, {1, 32}, ActivationFormat::kNone, true},
+    {Format::kInt4, {1, 128}, ActivationFormat::kNone, true, DataType::kF16},
 };
 
-std::string name(const LayerSpec& spec, int64_t tokens) {
-  return std::string(to_string(spec.weight_format)) + " {" +
-         std::to_string(spec.weight_scale_block.rows) + "," +
-         std::to_string(spec.weight_scale_block.cols) + "} x " + to_string(spec.activation_format) +
-         ", " + to_string(spec.activation.kind) + ", T " + std::to_string(tokens) + " E " +
-         std::to_string(spec.num_experts) + " K " + std::to_string(spec.top_k) + " H " +
-         std::to_string(spec.hidden_size) + " I " + std::to_string(spec.intermediate_size);
-}
-
-LayerSpec spec_of(const Operands& operands, int64_t experts, int64_t top_k, int64_t hidden,
-                  int64_t inner) {
-  LayerSpec spec{
-      .num_experts = experts, .top_k = top_k, .hidden_size = hidden, .intermediate_size = inner};
-  spec.weight_format = operands.weights;
-  spec.weight_scale_block = operands.block;
-  spec.activation_format = operands.activations;
-  return spec;
-}
-
-/// Stored as the kernels want it.
-test::MatrixOptions matrix_of(const Operands& operands) {
-  test::MatrixOptions options = test::usual_matrix(operands.weights);
-  options.scale_block = operands.block;
-  options.smooth_scales = operands.smooth;
-  if (operands.weights == Format::kInt4) {
-    options.scale_type = operands.int4_scales;
-    options.zero_points = operands.zero_points;
-  }
-  return options;
-}
-
-/// The layer's experts on the GPU by tuned and by generic kernels, and on the reference.
-struct Experts {
-  Experts(const LayerSpec& spec_, const Operands& operands, bool biases)
-      : spec(spec_),
-        weights(spec, {.seed = 11, .matrix = matrix_of(operands), .biases = biases}),
-        tuned(test::gpu().pack_experts(spec, weights.weights().experts, {})),
-        generic(
-            test::gpu().pack_experts(spec, weights.weights().experts, {.generic_kernels = true})),
-        reference(reference_backend().pack_experts(spec, weights.weights().experts, {})) {}
-  LayerSpec spec;
-  test::RandomWeights weights;
-  std::unique_ptr<PackedExperts> tuned, generic, reference;
-};
-
-struct Batch {
-  int64_t tokens;
-  int64_t num_routed = -1;   ///< < 0: all
-  int64_t only_expert = -1;  ///< >= 0: every token's
-  bool addend = false;
-  DataType output = DataType::kBf16;
-};
-
-Buffer run_on_gpu(const PackedExperts& experts, const RunExpertsArgs& args, int64_t top_k) {
-  RunExpertsArgs on_device = args;
-  std::vector<DeviceTensor> tensors;
-  for (TensorView* view : {&on_device.output, &on_device.hidden_states, &on_device.topk_ids,
-                           &on_device.topk_weights, &on_device.addend, &on_device.num_tokens}) {
-    tensors.emplace_back(*view);
-    *view = tensors.back().view();
-  }
-  const cuda::DeviceBuffer workspace =
-      test::device_workspace(experts.workspace_bytes(args.hidden_states.extent(0), top_k));
-  experts.run(on_device, test::workspace_of(workspace), {});
-  return tensors[0].fetch();
-}
-
-void expect_agreement(const Experts& experts, const Batch& batch) {
-  const LayerSpec& spec = experts.spec;
-  SCOPED_TRACE(name(spec, batch.tokens));
-  Plan plan;
-  experts.tuned->plan(batch.tokens, spec.top_k, {}, plan);
-  bool uses_tuned = false;
-  for (const PlanStep& step : plan.steps) uses_tuned |= step.kernel == "sm90_fp4_prefill";
-  ASSERT_TRUE(uses_tuned) << plan.explain();
-
-  Random random(static_cast<uint64_t>(batch.tokens * 31 + spec.hidden_size));
-  const int64_t width = spec.expert_width();
-  const Buffer hidden = Buffer::normal(random, DataType::kBf16, {batch.tokens, width});
-  Buffer ids = test::random_topk_ids(random, batch.tokens, spec.top_k, spec.num_experts);
-  for (int64_t i = 0; i < ids.size(); ++i) {
-    if (batch.only_expert >= 0) {  // and no other choice
-      ids.as<int32_t>()[i] =
-          i % spec.top_k == 0 ? static_cast<int32_t>(batch.only_expert) : int32_t{-1};
-    }
-    if (i % 13 == 5) ids.as<int32_t>()[i] = i % 2 == 0 ? -1 : 9999;
-  }
-  const Buffer weights = test::random_topk_weights(random, batch.tokens, spec.top_k);
-  const Buffer extra = Buffer::normal(random, DataType::kF32, {batch.tokens, width});
-  const Buffer count = Buffer::of(DataType::kI32, {1}, {static_cast<double>(batch.num_routed)});
-  Buffer want(batch.output, {batch.tokens, width});
-  RunExpertsArgs args{
-      .hidden_states = hidden, .topk_ids = ids, .topk_weights = weights, .output = want};
-  if (batch.addend) args.addend = extra;
-  if (batch.num_routed >= 0) args.num_tokens = count;
-  const Buffer poisoned(batch.output, {batch.tokens, width});
-  RunExpertsArgs gpu_args = args;
-  gpu_args.output = poisoned;
-  const Buffer got = run_on_gpu(*experts.tuned, gpu_args, spec.top_k);
-  const Buffer second = run_on_gpu(*experts.generic, gpu_args, spec.top_k);
-  const test::GuardedMemory workspace(experts.reference->workspace_bytes(batch.tokens, spec.top_k));
-  experts.reference->run(args, workspace.workspace(), {});
-
-  const int64_t rows = batch.num_routed < 0 ? batch.tokens : batch.num_routed;
-  EXPECT_TRUE(got.untouched(rows * width, got.size()));
-  if (rows == 0) return;
-  const auto head = [&](const Buffer& b) {
-    return TensorView::contiguous(b.view().data, batch.output, {rows, width});
-  };
-  const ErrorBound bound = error_bound(spec, BackendKind::kCuda, batch.output);
-  EXPECT_TRUE(test::within(head(got), head(want), bound, ids));
-  EXPECT_TRUE(test::within(head(got), head(second), bound, ids)) << "against the generic kernels";
+using Experts = test::PrefillExperts;
+void expect_agreement(const Experts& experts, const test::Batch& batch) {
+  test::expect_agreement(experts, batch, "sm90_fp4_prefill");
 }
 
 /// A test of its own per operand kind: they run side by side.
-class GpuSm90Fp4PrefillOf : public ::testing::TestWithParam<size_t> {
+class GpuSm90Fp4PrefillOf : public ::testing::TestWithParam<Operands> {
  protected:
-  const Operands& operands = kOperands[GetParam()];
+  const Operands& operands = GetParam();
 };
-INSTANTIATE_TEST_SUITE_P(All, GpuSm90Fp4PrefillOf,
-                         ::testing::Range(size_t{0}, std::size(kOperands)));
+INSTANTIATE_TEST_SUITE_P(All, GpuSm90Fp4PrefillOf, ::testing::ValuesIn(kOperands),
+                         [](const auto& test) { return name_of(test.param); });
 
 TEST_P(GpuSm90Fp4PrefillOf, EveryOperandKind) {
   // 1120 columns: an odd number of blocks, three promotions, a tail of 32 columns.
@@ -241,12 +127,12 @@ TEST(GpuSm90Fp4Prefill, BatchesDoNotChangeBits) {
         return view;
       };
       const Buffer output(DataType::kBf16, {tokens, spec.hidden_size});
-      return run_on_gpu(*experts.tuned,
-                        {.hidden_states = head(hidden),
-                         .topk_ids = head(ids),
-                         .topk_weights = head(weights),
-                         .output = output},
-                        spec.top_k);
+      return test::run_on_gpu(*experts.tuned,
+                              {.hidden_states = head(hidden),
+                               .topk_ids = head(ids),
+                               .topk_weights = head(weights),
+                               .output = output},
+                              spec.top_k);
     };
     const Buffer all = run(kTokens);
     for (const int64_t tokens : {257, 500}) {
@@ -254,7 +140,7 @@ TEST(GpuSm90Fp4Prefill, BatchesDoNotChangeBits) {
       EXPECT_EQ(std::memcmp(some.as<char>(), all.as<char>(),
                             static_cast<size_t>(tokens * spec.hidden_size * 2)),
                 0)
-          << name(spec, tokens);
+          << test::describe(spec, tokens);
     }
   }
 }
@@ -266,7 +152,7 @@ TEST(GpuSm90Fp4Prefill, TilesDoNotChangeBits) {
   for (size_t at = 0; at < std::size(kOperands); ++at) {
     if ((at >= 2 && at <= 4) || at == 10) continue;  // rows like those of another
     const Operands& operands = kOperands[at];
-    SCOPED_TRACE("operands " + std::to_string(at));
+    SCOPED_TRACE(name_of(operands));
     const bool row_scales = operands.activations == ActivationFormat::kFp8Block128;
     Random random(3);
     cuda::PackedMatrices packed;

@@ -14,6 +14,8 @@
 #include "cuda/sm90/experts.h"
 #include "cuda/sort.h"
 #include "gpu/device_tensor.h"
+#include "gpu/operands.h"
+#include "gpu/prefill_agreement.h"
 #include "support/compare.h"
 #include "support/random.h"
 #include "support/random_weights.h"
@@ -24,14 +26,9 @@ namespace {
 
 using test::Buffer;
 using test::DeviceTensor;
+using test::Operands;
 using test::Random;
 
-struct Operands {
-  Format weights;
-  ScaleBlock block;
-  ActivationFormat activations;
-  bool smooth = false;
-};
 /// Every pair that has a prefill kernel.
 const Operands kOperands[] = {
     {Format::kBf16, {}, ActivationFormat::kNone},
@@ -42,114 +39,12 @@ const Operands kOperands[] = {
     {Format::kFp8E4m3, {1, 0}, ActivationFormat::kFp8PerToken},
     {Format::kFp8E4m3, {0, 0}, ActivationFormat::kFp8PerTensor},
     {Format::kInt8, {1, 0}, ActivationFormat::kInt8PerToken},
-    {Format::kInt8, {1, 0}, ActivationFormat::kInt8PerSlot, true},
+    {Format::kInt8, {1, 0}, ActivationFormat::kInt8PerSlot},
 };
 
-std::string name(const LayerSpec& spec, int64_t tokens) {
-  return std::string(to_string(spec.weight_format)) + " {" +
-         std::to_string(spec.weight_scale_block.rows) + "," +
-         std::to_string(spec.weight_scale_block.cols) + "} x " + to_string(spec.activation_format) +
-         ", " + to_string(spec.activation.kind) + ", T " + std::to_string(tokens) + " E " +
-         std::to_string(spec.num_experts) + " K " + std::to_string(spec.top_k) + " H " +
-         std::to_string(spec.hidden_size) + " I " + std::to_string(spec.intermediate_size);
-}
-
-LayerSpec spec_of(const Operands& operands, int64_t experts, int64_t top_k, int64_t hidden,
-                  int64_t inner) {
-  LayerSpec spec{
-      .num_experts = experts, .top_k = top_k, .hidden_size = hidden, .intermediate_size = inner};
-  spec.weight_format = operands.weights;
-  spec.weight_scale_block = operands.block;
-  spec.activation_format = operands.activations;
-  return spec;
-}
-
-/// The layer's experts on the GPU by tuned and by generic kernels, and on the reference.
-struct Experts {
-  Experts(const LayerSpec& spec_, const Operands& operands, bool biases)
-      : spec(spec_),
-        weights(spec, {.seed = 11, .matrix = matrix(operands), .biases = biases}),
-        tuned(test::gpu().pack_experts(spec, weights.weights().experts, {})),
-        generic(
-            test::gpu().pack_experts(spec, weights.weights().experts, {.generic_kernels = true})),
-        reference(reference_backend().pack_experts(spec, weights.weights().experts, {})) {}
-  static test::MatrixOptions matrix(const Operands& operands) {
-    test::MatrixOptions options = test::usual_matrix(operands.weights);
-    options.smooth_scales = operands.smooth;
-    return options;
-  }
-  LayerSpec spec;
-  test::RandomWeights weights;
-  std::unique_ptr<PackedExperts> tuned, generic, reference;
-};
-
-struct Batch {
-  int64_t tokens;
-  int64_t num_routed = -1;   ///< < 0: all
-  int64_t only_expert = -1;  ///< >= 0: every token's
-  bool addend = false;
-  DataType output = DataType::kBf16;
-};
-
-Buffer run_on_gpu(const PackedExperts& experts, const RunExpertsArgs& args, int64_t top_k) {
-  RunExpertsArgs on_device = args;
-  std::vector<DeviceTensor> tensors;
-  for (TensorView* view : {&on_device.output, &on_device.hidden_states, &on_device.topk_ids,
-                           &on_device.topk_weights, &on_device.addend, &on_device.num_tokens}) {
-    tensors.emplace_back(*view);
-    *view = tensors.back().view();
-  }
-  const cuda::DeviceBuffer workspace =
-      test::device_workspace(experts.workspace_bytes(args.hidden_states.extent(0), top_k));
-  experts.run(on_device, test::workspace_of(workspace), {});
-  return tensors[0].fetch();
-}
-
-void expect_agreement(const Experts& experts, const Batch& batch) {
-  const LayerSpec& spec = experts.spec;
-  SCOPED_TRACE(name(spec, batch.tokens));
-  Plan plan;
-  experts.tuned->plan(batch.tokens, spec.top_k, {}, plan);
-  bool uses_prefill = false;
-  for (const PlanStep& step : plan.steps) uses_prefill |= step.kernel == "sm90_grouped_gemm";
-  ASSERT_TRUE(uses_prefill) << plan.explain();
-
-  Random random(static_cast<uint64_t>(batch.tokens * 31 + spec.hidden_size));
-  const int64_t width = spec.expert_width();
-  const Buffer hidden = Buffer::normal(random, DataType::kBf16, {batch.tokens, width});
-  Buffer ids = test::random_topk_ids(random, batch.tokens, spec.top_k, spec.num_experts);
-  for (int64_t i = 0; i < ids.size(); ++i) {
-    if (batch.only_expert >= 0) {  // and no other choice
-      ids.as<int32_t>()[i] =
-          i % spec.top_k == 0 ? static_cast<int32_t>(batch.only_expert) : int32_t{-1};
-    }
-    if (i % 13 == 5) ids.as<int32_t>()[i] = i % 2 == 0 ? -1 : 9999;
-  }
-  const Buffer weights = test::random_topk_weights(random, batch.tokens, spec.top_k);
-  const Buffer extra = Buffer::normal(random, DataType::kF32, {batch.tokens, width});
-  const Buffer count = Buffer::of(DataType::kI32, {1}, {static_cast<double>(batch.num_routed)});
-  Buffer want(batch.output, {batch.tokens, width});
-  RunExpertsArgs args{
-      .hidden_states = hidden, .topk_ids = ids, .topk_weights = weights, .output = want};
-  if (batch.addend) args.addend = extra;
-  if (batch.num_routed >= 0) args.num_tokens = count;
-  const Buffer poisoned(batch.output, {batch.tokens, width});
-  RunExpertsArgs gpu_args = args;
-  gpu_args.output = poisoned;
-  const Buffer got = run_on_gpu(*experts.tuned, gpu_args, spec.top_k);
-  const Buffer second = run_on_gpu(*experts.generic, gpu_args, spec.top_k);
-  const test::GuardedMemory workspace(experts.reference->workspace_bytes(batch.tokens, spec.top_k));
-  experts.reference->run(args, workspace.workspace(), {});
-
-  const int64_t rows = batch.num_routed < 0 ? batch.tokens : batch.num_routed;
-  EXPECT_TRUE(got.untouched(rows * width, got.size()));
-  if (rows == 0) return;
-  const auto head = [&](const Buffer& b) {
-    return TensorView::contiguous(b.view().data, batch.output, {rows, width});
-  };
-  const ErrorBound bound = error_bound(spec, BackendKind::kCuda, batch.output);
-  EXPECT_TRUE(test::within(head(got), head(want), bound, ids));
-  EXPECT_TRUE(test::within(head(got), head(second), bound, ids)) << "against the generic kernels";
+using Experts = test::PrefillExperts;
+void expect_agreement(const Experts& experts, const test::Batch& batch) {
+  test::expect_agreement(experts, batch, "sm90_grouped_gemm");
 }
 
 TEST(GpuSm90Gemm, EveryOperandKind) {
@@ -206,9 +101,7 @@ class OneGemm {
     Random random(3);
     std::vector<test::OwnedMatrix> owned;
     for (int64_t e = 0; e < kExperts; ++e) {
-      test::MatrixOptions options = test::usual_matrix(operands.weights);
-      options.scale_block = operands.block;
-      owned.push_back(test::random_matrix(random, rows, columns, options));
+      owned.push_back(test::random_matrix(random, rows, columns, matrix_of(operands)));
       if (e == 0) packed_ = cuda::PackedMatrices(owned[0].matrix, 1, false, kExperts);
       packed_.pack(e, {owned.back().matrix}, {TensorView{}});
     }
@@ -349,7 +242,7 @@ TEST(GpuSm90Gemm, BatchesDoNotChangeBits) {
                         .output = output};
     args.addend = part(addend);
     if (num_tokens != nullptr) args.num_tokens = *num_tokens;
-    return run_on_gpu(*experts.tuned, args, spec.top_k);
+    return test::run_on_gpu(*experts.tuned, args, spec.top_k);
   };
   Buffer whole(DataType::kBf16, {kTokens, spec.hidden_size});
   const Buffer got = run(0, kTokens, whole, &count);
@@ -407,7 +300,8 @@ TEST(GpuSm90Gemm, RoundedOutputsEqualQuantisedOnes) {
 TEST(GpuSm90Gemm, TilesDoNotChangeBits) {
   using cuda::sm90::RowSource;
   for (const Operands& operands : kOperands) {
-    if (operands.smooth) continue;  // the same kernels as without
+    if (operands.activations == ActivationFormat::kInt8PerSlot)
+      continue;  // the same kernels as without
     // The last two have row blocks whose later tiles find their rows in the ring.
     for (const auto& [source, gated, columns, rows] :
          {std::tuple{RowSource::kToken, false, 1040, 400},
