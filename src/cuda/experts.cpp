@@ -304,7 +304,12 @@ void CudaExperts::gate_up(const ops::GateUpArgs& args, Workspace workspace, Stre
   require_reachable("output", args.output);
   require_reachable("workspace", TensorView{.data = workspace.data});
   const int64_t num_tokens = args.hidden_states.extent(0);
-  Batch batch{.map = sorted_map(args, num_tokens),
+  const GemmRowMap map = sorted_map(args, num_tokens);
+  if (tuned_ && tuned_->run_stage({.map = map, .input = args.hidden_states, .output = args.output},
+                                  workspace, stream)) {
+    return;
+  }
+  Batch batch{.map = map,
               .layout = layout(num_tokens, args.top_k),
               .workspace = workspace,
               .stream = stream};
@@ -317,7 +322,14 @@ void CudaExperts::down(const ops::DownArgs& args, Workspace workspace, Stream st
   require_reachable("output", args.output);
   require_reachable("workspace", TensorView{.data = workspace.data});
   const int64_t num_tokens = args.intermediate.extent(0);
-  const Batch batch{.map = sorted_map(args, num_tokens),
+  const GemmRowMap map = sorted_map(args, num_tokens);
+  if (tuned_ &&
+      tuned_->run_stage(
+          {.is_down = true, .map = map, .input = args.intermediate, .output = args.output},
+          workspace, stream)) {
+    return;
+  }
+  const Batch batch{.map = map,
                     .layout = layout(num_tokens, args.top_k),
                     .workspace = workspace,
                     .stream = stream};

@@ -5,9 +5,18 @@
 #include <memory>
 
 #include "backend.h"
+#include "cuda/grouped_gemm.h"
 #include "cuda/pack_weights.h"
 
 namespace switchyard::cuda {
+
+/// gate_up or down alone, on lists that the caller sorted (ops::GateUpArgs, ops::DownArgs).
+struct StageJob {
+  bool is_down = false;
+  GemmRowMap map{};
+  TensorView input{};   ///< [T, H]; of down [T, K, I]
+  TensorView output{};  ///< [T, K, I]; of down [T, K, H]
+};
 
 class TunedExperts {
  public:
@@ -18,6 +27,8 @@ class TunedExperts {
   virtual void plan(int64_t num_tokens, int64_t top_k, const MachineLimits& limits,
                     Plan& plan) const = 0;
   virtual void run(const RunExpertsArgs& args, Workspace workspace, Stream stream) const = 0;
+  /// False, and nothing done, where no tuned kernel takes these types, unit or addresses.
+  virtual bool run_stage(const StageJob& job, Workspace workspace, Stream stream) const = 0;
 };
 
 /// For packed experts that outlive it. Null when there is none, with the reason in `why_not`.

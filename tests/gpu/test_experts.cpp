@@ -7,8 +7,8 @@
 #include <string>
 
 #include "core/activation_format.h"
-#include "core/expert_sort.h"
 #include "gpu/device_tensor.h"
+#include "gpu/sorted_batch.h"
 #include "support/compare.h"
 #include "support/random.h"
 #include "support/random_weights.h"
@@ -264,29 +264,6 @@ TEST(GpuExperts, EveryTokenToOneExpertWithWeights) {
   }
 }
 
-/// Host tensors of a sorted batch.
-struct Sorted {
-  Sorted(Random& random, int64_t tokens, int64_t top_k, int64_t experts, int64_t unit)
-      : ids_in(test::random_topk_ids(random, tokens, top_k, experts)),
-        weights_in(test::random_topk_weights(random, tokens, top_k)) {
-    const int64_t rows = sort_capacity(tokens, top_k, experts, unit);
-    ids = Buffer(DataType::kI32, {rows});
-    weights = Buffer(DataType::kF32, {rows});
-    expert_ids = Buffer(DataType::kI32, {rows / unit});
-    num_valid = Buffer(DataType::kI32, {2});
-    reference_backend().sort({.topk_ids = ids_in,
-                              .topk_weights = weights_in,
-                              .num_experts = experts,
-                              .unit_size = unit,
-                              .sorted_ids = ids,
-                              .sorted_weights = weights,
-                              .sorted_expert_ids = expert_ids,
-                              .num_valid_ids = num_valid},
-                             {});
-  }
-  Buffer ids_in, weights_in, ids, weights, expert_ids, num_valid;
-};
-
 TEST(GpuExperts, SortedStagesOnTheirOwn) {
   for (const auto activations : {ActivationFormat::kNone, ActivationFormat::kFp8Block128}) {
     for (const int64_t unit : {16, 24, 32, 128}) {
@@ -296,7 +273,7 @@ TEST(GpuExperts, SortedStagesOnTheirOwn) {
       const Pair experts = pack(spec, weights);
       Random random(11);
       constexpr int64_t kTokens = 77;
-      const Sorted s(random, kTokens, 2, 6, unit);
+      const test::SortedBatch s(random, kTokens, 2, 6, unit);
       const DeviceTensor ids(s.ids), row_weights(s.weights), expert_ids(s.expert_ids),
           num_valid(s.num_valid);
       const Buffer hidden = Buffer::normal(random, DataType::kBf16, {kTokens, 256});

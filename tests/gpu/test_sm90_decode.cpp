@@ -12,6 +12,7 @@
 #include "cuda/sm90/decode_launchers.h"
 #include "gpu/device_tensor.h"
 #include "gpu/operands.h"
+#include "gpu/packed_layer.h"
 #include "support/compare.h"
 #include "support/random.h"
 #include "support/random_weights.h"
@@ -20,40 +21,12 @@
 namespace switchyard {
 namespace {
 
-using cuda::PackedMatrices;
 using cuda::sm90::DecodeExperts;
 using test::Buffer;
 using test::DeviceTensor;
 using test::Operands;
+using test::PackedLayer;
 using test::Random;
-
-struct Packed {
-  PackedMatrices gate_up, down;
-};
-Packed pack(const LayerSpec& spec, const test::RandomWeights& weights) {
-  const bool gated = spec.activation.gated();
-  const ExpertWeights& example = weights.expert(0);
-  const FragmentOrder order =
-      cuda::fragment_order(spec.activation_format, example.up, example.down, 0);
-  Packed packed;
-  for (int64_t e = 0; e < spec.num_experts; ++e) {
-    const ExpertWeights& w = weights.expert(e);
-    if (e == 0) {
-      packed.gate_up =
-          PackedMatrices(w.up, gated ? 2 : 1, !w.up_bias.empty(), spec.num_experts, order);
-      packed.down = PackedMatrices(w.down, 1, !w.down_bias.empty(), spec.num_experts, order);
-    }
-    if (gated) {
-      packed.gate_up.pack(e, {w.gate, w.up}, {w.gate_bias, w.up_bias});
-    } else {
-      packed.gate_up.pack(e, {w.up}, {w.up_bias});
-    }
-    packed.down.pack(e, {w.down}, {w.down_bias});
-  }
-  packed.gate_up.finish("gate/up");
-  packed.down.finish("down");
-  return packed;
-}
 
 const Operands kOperands[] = {
     {Format::kBf16, {}, ActivationFormat::kNone},
@@ -166,7 +139,7 @@ void expect_reference(const DecodeExperts& experts, const PackedExperts& referen
 struct Subject {
   LayerSpec spec;
   test::RandomWeights weights;
-  Packed packed;
+  PackedLayer packed;
   std::unique_ptr<PackedExperts> reference;
 
   Subject(const LayerSpec& s, const test::WeightsOptions& options)
@@ -209,7 +182,7 @@ TEST(Sm90Decode, PassesOverManyTokens) {
     const LayerSpec spec = spec_of(r, 6, 3, 256, 128);
     const test::RandomWeights weights(spec, options_of(r));
     const auto reference = reference_backend().pack_experts(spec, weights.weights().experts, {});
-    const Packed packed = pack(spec, weights);
+    const PackedLayer packed = pack(spec, weights);
     const DecodeExperts experts(spec, packed.gate_up, packed.down, 0);
     for (const int64_t t : {129, 300}) {
       expect_reference(experts, *reference, spec, t, Routing::kSomeSkipped);
@@ -360,7 +333,7 @@ TEST(Sm90Decode, FragmentsAtModelSizesAgainstTheGenericKernels) {
       LayerSpec spec = spec_of(operands, s.experts, s.top_k, s.hidden, s.inner);
       spec.activation.kind = Activation::kSwiGluOai;
       const test::RandomWeights weights(spec, options_of(operands, true));
-      const Packed packed = pack(spec, weights);
+      const PackedLayer packed = pack(spec, weights);
       const DecodeExperts experts(spec, packed.gate_up, packed.down, 0);
       const auto generic =
           test::gpu().pack_experts(spec, weights.weights().experts, {.generic_kernels = true});
@@ -397,7 +370,7 @@ TEST(Sm90Decode, ScalesFarApart) {
     const LayerSpec spec = spec_of(operands, 5, 2, 448, 192);
     test::RandomWeights weights(spec, options_of(operands));
     spread_scales(weights, spec.num_experts, bf16 ? 80 : 11);  // 1 to 3 apart already
-    const Packed packed = pack(spec, weights);
+    const PackedLayer packed = pack(spec, weights);
     ASSERT_EQ(DecodeExperts::why_unsupported(spec, packed.gate_up, packed.down), "");
     ASSERT_TRUE(cuda::sm90::decode_fragment_args(packed.gate_up).deep) << "needs the table";
     const DecodeExperts experts(spec, packed.gate_up, packed.down, 0);
@@ -407,7 +380,7 @@ TEST(Sm90Decode, ScalesFarApart) {
     }
     auto* scales = static_cast<uint8_t*>(weights.expert(0).up.scales.data);
     scales[0] = 254, scales[1] = 0;
-    const Packed wide = pack(spec, weights);
+    const PackedLayer wide = pack(spec, weights);
     EXPECT_GT(wide.gate_up.spread().wide, 0u);
     EXPECT_NE(DecodeExperts::why_unsupported(spec, wide.gate_up, wide.down), "");
   }
@@ -456,7 +429,7 @@ TEST(Sm90Decode, SaysWhatItCannotDo) {
         {.num_experts = 2, .top_k = 1, .hidden_size = hidden, .intermediate_size = 64}, format);
     spec.activation_format = activations;
     const test::RandomWeights weights(spec);
-    const Packed packed = pack(spec, weights);
+    const PackedLayer packed = pack(spec, weights);
     EXPECT_NE(DecodeExperts::why_unsupported(spec, packed.gate_up, packed.down), "");
   }
 }

@@ -302,7 +302,7 @@ void DecodeExperts::quantize_input(const Batch& batch, const TensorView& input,
        .code_row_bytes = to.row_bytes,
        .scales = static_cast<const uint8_t*>(job.scales),
        .cols = to.num_columns,
-       .rows = per_pair ? TokenCount{.limit = batch.num_tokens() * batch.top_k()} : batch.tokens(),
+       .rows = per_pair ? TokenCount{.limit = batch.num_tokens() * lists.top_k} : batch.tokens(),
        .values = (per_pair ? p.hidden_numbers : p.token_numbers).in<uint8_t>(batch.workspace),
        .value_row_bytes = int64_t{to.num_columns} * 2},
       batch.stream);
@@ -479,6 +479,96 @@ void DecodeExperts::run_batch(const Batch& batch) const {
            .output = args.output.data,
            .output_type = args.output.type},
           stream);
+}
+
+DecodeExperts::Places DecodeExperts::stage_places(int64_t num_tokens, int64_t top_k,
+                                                  int32_t unit_size, bool is_down) const {
+  const Matrix& matrix = is_down ? down_ : gate_up_;
+  const int64_t cols = matrix.packed->rows().num_cols;
+  Places p;
+  p.unit_size = unit_size;
+  p.num_warpgroups = num_ctas_ * decode_lanes(unit_size) * decode_team(unit_size);
+  WorkspaceCarver carver;
+  p.counters = carver.take(p.num_warpgroups * 4);
+  p.partials =
+      carver.take(decode_partial_bytes(p.num_warpgroups, matrix.steps.num_chunks(), unit_size));
+  if (!quantised()) {
+    p.bytes = carver.bytes();
+    return p;
+  }
+  const ActivationStorage storage = activation_storage(activations_);
+  const bool per_pair = is_down || matrix.packed->has_smooth_scales();
+  const int64_t rows = per_pair ? num_tokens * top_k : num_tokens;
+  p.token_codes = carver.take(rows * padded_row_bytes(storage.format, cols));
+  p.token_scales = carver.take(scale_rows(storage.scale_block, rows) *
+                               scale_cols(storage.scale_block, cols) * 4);
+  p.token_numbers = p.hidden_numbers = carver.take(expands() ? rows * cols * 2 : 0);
+  p.bytes = carver.bytes();
+  return p;
+}
+
+int64_t DecodeExperts::stage_workspace_bytes(int64_t max_tokens, int64_t top_k) const {
+  int64_t bytes = 0;
+  for (int32_t unit = 8; unit <= kDecodeMaxUnit; unit *= 2) {
+    for (const bool is_down : {false, true}) {
+      bytes = std::max(bytes, stage_places(max_tokens, top_k, unit, is_down).bytes);
+    }
+  }
+  return bytes;
+}
+
+bool DecodeExperts::run_stage(const StageJob& job, Workspace workspace, Stream stream) const {
+  const int32_t unit = job.map.unit_size;
+  if (unit < 8 || unit > kDecodeMaxUnit || (unit & (unit - 1)) != 0) return false;
+  if (why_unsupported(job.input.type) != nullptr) return false;
+  const Matrix& matrix = job.is_down ? down_ : gate_up_;
+  const int64_t units = int64_t{job.map.num_blocks} *
+                        ceil_div(matrix.packed->rows().num_rows, kDecodeRows) *
+                        matrix.steps.num_chunks();
+  if (units > std::numeric_limits<int32_t>::max()) return false;  // counted in 32 bits
+  const int64_t num_tokens = job.input.extent(0);
+  const int64_t cols = matrix.packed->rows().num_cols;
+  Batch batch{.args = {.hidden_states = job.input}, .workspace = workspace, .stream = stream};
+  batch.places = stage_places(num_tokens, job.map.top_k, unit, job.is_down);
+  batch.places.sorted_rows = int64_t{job.map.num_blocks} * unit;
+  const Places& p = batch.places;
+  DecodeArgs args{.sorted_ids = job.map.sorted_ids,
+                  .sorted_expert_ids = job.map.sorted_expert_ids,
+                  .num_valid_ids = job.map.num_valid_ids,
+                  .unit_size = unit,
+                  .top_k = job.map.top_k,
+                  .num_tokens = static_cast<int32_t>(num_tokens),
+                  .tokens = job.input.data,
+                  .token_row_bytes = cols * element_bytes(job.input.type),
+                  .token_bytes = static_cast<int32_t>(cols * element_bytes(job.input.type)),
+                  .tokens_per_pair = job.is_down || matrix.packed->has_smooth_scales(),
+                  .output = job.output.data,
+                  .output_type = job.output.type,
+                  .output_columns = static_cast<int32_t>(job.output.extent(2)),
+                  .partials = p.partials.in<uint32_t>(workspace),
+                  .counters = p.counters.in<uint32_t>(workspace)};
+  set_weights(matrix, args);
+  const bool on_input = spec_.weight_position == WeightPosition::kInput;
+  if (on_input != job.is_down) args.sorted_weights = job.map.sorted_weights;
+  if (!job.is_down) {
+    args.weight_before_bias = on_input;
+    args.activate = true;
+    args.activation = spec_.activation;
+  }
+  check(cudaMemsetAsync(args.counters, 0, static_cast<size_t>(p.counters.bytes),
+                        static_cast<cudaStream_t>(stream.handle)),
+        "cudaMemsetAsync");
+  if (quantised()) {
+    const RoundedRows codes =
+        rounded_rows(cols, p.token_codes.in(workspace), p.token_scales.in(workspace));
+    set_codes(codes, p.token_numbers.in(workspace), args);
+    args.token_scale_groups = scale_groups(cols);
+    const TensorView rows = TensorView::contiguous(job.input.data, job.input.type,
+                                                   {job.input.num_elements() / cols, cols});
+    quantize_input(batch, rows, matrix, codes, job.is_down, args);
+  }
+  multiply(matrix, args, stream);
+  return true;
 }
 
 void DecodeExperts::plan(int64_t num_tokens, int64_t top_k, const MachineLimits& limits,

@@ -10,6 +10,7 @@
 #include "cuda/pack_weights.h"
 #include "cuda/sm90/decode_fragments.h"
 #include "cuda/sm90/decode_gemm.h"
+#include "cuda/tuned_experts.h"
 
 namespace switchyard::cuda::sm90 {
 
@@ -28,6 +29,9 @@ class DecodeExperts {
   void plan(int64_t num_tokens, int64_t top_k, const MachineLimits& limits, Plan& plan) const;
   /// Any number of tokens, decode_pass_tokens() at a time; with topk_ids or without.
   void run(const RunExpertsArgs& args, Workspace workspace, Stream stream) const;
+  /// False, and nothing done, where no tile has the unit's height or the input's type is another.
+  bool run_stage(const StageJob& job, Workspace workspace, Stream stream) const;
+  int64_t stage_workspace_bytes(int64_t max_tokens, int64_t top_k) const;
 
  private:
   struct Matrix {
@@ -42,6 +46,7 @@ class DecodeExperts {
   Matrix matrix_of(const PackedMatrices& packed) const;
   Places places(int64_t num_tokens, int64_t top_k) const;
   void run_batch(const Batch& batch) const;
+  Places stage_places(int64_t num_tokens, int64_t top_k, int32_t unit_size, bool is_down) const;
   DecodeArgs sort_batch(const Batch& batch) const;
   /// Fills in the input of gate_up: the hidden states or their codes.
   void set_tokens(const Batch& batch, DecodeArgs& args) const;

@@ -17,6 +17,7 @@
 #include "cuda/route_sort.h"
 #include "cuda/sm90/decode_launchers.h"
 #include "cuda/sm90/fp4_prefill.h"
+#include "cuda/sm90/operand_rows.h"
 #include "cuda/sm90/reencode_rows.h"
 
 namespace switchyard::cuda::sm90 {
@@ -25,8 +26,6 @@ namespace {
 /// Pairs of a chunk: expert outputs of H = 7168 stay below 4 GB, and a chunk of a large model has
 /// a thousand rows per expert, so its weights are read again at no cost beside the products.
 constexpr int64_t kChunkPairs = int64_t{1} << 18;
-/// Two counters, in the sort's unit of zeroing.
-constexpr int64_t kTileCounterBytes = 16;
 /// The sums of INT8 products stay exact in s32.
 constexpr int64_t kMaxInt8Columns = (int64_t{1} << 31) / (128 * 128) - 1;
 
@@ -41,20 +40,6 @@ bool plain_values(const WeightRows& w) {
 /// Rows begin on 16 bytes, and so do columns that a thread copies or stores.
 bool aligned_columns(const WeightRows& w, Format rows) {
   return w.num_cols * element_bits(rows) / 8 % 16 == 0 && w.num_rows / w.halves % 8 == 0;
-}
-
-bool is_mx(ActivationFormat activations) {
-  return activations == ActivationFormat::kMxfp8 || activations == ActivationFormat::kMxfp4;
-}
-/// What the matrix unit multiplies with the weights.
-Format operand_format(ActivationFormat activations, const WeightRows& weights) {
-  const bool bf16 = weights.fragments.order == FragmentOrder::kBf16;
-  if (bf16 || activations == ActivationFormat::kNone) return Format::kBf16;
-  return is_mx(activations) ? Format::kFp8E4m3 : activation_storage(activations).format;
-}
-
-bool in_fragment_order(const WeightRows& w) {
-  return w.fragments.order != FragmentOrder::kRowMajor;
 }
 
 const char* why_unsupported_fragments(const PackedMatrices& packed, ActivationFormat activations) {
@@ -268,10 +253,14 @@ Sm90Workspace Sm90Experts::layout(int64_t max_tokens, int64_t top_k) const {
 }
 
 int64_t Sm90Experts::workspace_bytes(int64_t max_tokens, int64_t top_k) const {
-  if (!has_prefill_) return decode_->workspace_bytes(max_tokens, top_k);
-  const int64_t bytes = layout(max_tokens, top_k).bytes;
+  int64_t bytes = 0;
+  if (has_prefill_) {
+    bytes = std::max(layout(max_tokens, top_k).bytes, stage_layout(max_tokens, top_k).bytes);
+  }
   if (!decode_) return bytes;
-  return std::max(bytes, decode_->workspace_bytes(std::min(max_tokens, kDecodeMaxTokens), top_k));
+  const int64_t decoded = has_prefill_ ? std::min(max_tokens, kDecodeMaxTokens) : max_tokens;
+  return std::max({bytes, decode_->workspace_bytes(decoded, top_k),
+                   decode_->stage_workspace_bytes(max_tokens, top_k)});
 }
 
 Sm90Experts::Batch Sm90Experts::sort(const RunExpertsArgs& args, int64_t begin, int64_t num_tokens,
@@ -321,38 +310,6 @@ Sm90Experts::Batch Sm90Experts::sort(const RunExpertsArgs& args, int64_t begin, 
           .workspace = workspace,
           .stream = stream};
 }
-
-namespace {
-
-/// Codes of rows of `cols` numbers, as the quantiser writes and the GEMM reads them.
-struct CodedRows {
-  QuantizeJob job;
-  StoredRows rows;
-};
-CodedRows coded_rows(ActivationFormat activations, int64_t cols, void* codes, void* scales) {
-  const ActivationStorage storage = activation_storage(activations);
-  const bool per_tensor = storage.scale_block.rows == 0;
-  CodedRows coded;
-  coded.job = {.cols = cols,
-               .format = storage.format,
-               .scale_block = storage.scale_block,
-               .values = codes,
-               .value_row_bytes = padded_row_bytes(storage.format, cols),
-               .scales = scales,
-               .scale_type = DataType::kF32};
-  coded.rows = {
-      .format = storage.format,
-      .values = codes,
-      .row_bytes = coded.job.value_row_bytes,
-      .scale_kind = ScaleKind::kF32,
-      .scales = scales,
-      // No groups: every row starts at scale 0.
-      .num_groups = per_tensor ? 0 : static_cast<int32_t>(scale_cols(storage.scale_block, cols)),
-      .group_size = static_cast<int32_t>(storage.scale_block.cols)};
-  return coded;
-}
-
-}  // namespace
 
 StoredRows Sm90Experts::quantize_input(const Batch& batch, RowSource& source) const {
   source = RowSource::kToken;

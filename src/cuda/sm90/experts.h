@@ -52,6 +52,7 @@ class Sm90Experts final : public TunedExperts {
   void plan(int64_t num_tokens, int64_t top_k, const MachineLimits& limits,
             Plan& plan) const override;
   void run(const RunExpertsArgs& args, Workspace workspace, Stream stream) const override;
+  bool run_stage(const StageJob& job, Workspace workspace, Stream stream) const override;
 
  private:
   /// One chunk of a batch: what its steps have in common.
@@ -96,6 +97,14 @@ class Sm90Experts final : public TunedExperts {
   StoredRows quantize_mx(const Batch& batch, QuantizeJob job, TokenCount rows) const;
   void down(const Batch& batch, const StoredRows& hidden) const;
   void combine(const Batch& batch) const;
+
+  /// Of a stage alone: the intermediates, and the cheapest config whose tiles divide the caller's
+  /// blocks, if there is one.
+  Sm90Workspace stage_layout(int64_t num_tokens, int64_t top_k) const;
+  std::optional<GroupedGemmConfig> stage_config(const StageJob& job) const;
+  StoredRows quantize_stage(const Batch& batch, const StageJob& job, RowSource source) const;
+  void prefill_stage(const StageJob& job, const GroupedGemmConfig& config, Workspace workspace,
+                     Stream stream) const;
 
   /// The job on the kernel for its weights.
   void multiply(const Batch& batch, const GroupedGemmJob& job,
