@@ -13,10 +13,24 @@
 
 namespace switchyard {
 
-/// A call of Backend::route that is still to be made.
+/// A call of Backend::route.
 struct RouteRequest {
   RoutingSpec spec{};
   ops::RouteArgs args{};
+  /// Only where Backend::fuses_shared(). Copies without the fused shared experts' columns, or
+  /// empty: [T, K - num_fused_shared] i32 and f32.
+  TensorView routed_ids{}, routed_weights{};
+};
+
+/// A choice that others made, with fused shared experts behind it, as route would write it.
+struct AppendSharedArgs {
+  TensorView routed_ids{};      ///< [T, K] i32
+  TensorView routed_weights{};  ///< [T, K] f32
+  int64_t num_routed = 0;       ///< ids outside become -1
+  float shared_weight = 1.0f;
+  TensorView num_tokens{};    ///< [1] i32 or empty
+  TensorView topk_ids{};      ///< out [T, K + n] i32: n ids from num_routed on are new
+  TensorView topk_weights{};  ///< out [T, K + n] f32
 };
 
 /// Routed experts end to end: quantise, sort, gate_up, down, combine.
@@ -121,8 +135,16 @@ class Backend {
                 std::string("backend is ") + to_string(kind()) + "; only cuda has graphs to time");
   }
 
-  virtual void route(const RoutingSpec& spec, const ops::RouteArgs& args,
-                     const ops::Execution& where) const = 0;
+  virtual void route(const RouteRequest& request, const ops::Execution& where) const = 0;
+  /// Whether shared experts are packed with the routed ones where they are alike
+  /// (layer/fuse_shared.h).
+  virtual bool fuses_shared() const { return false; }
+  /// Only where fuses_shared().
+  virtual void append_shared(const AppendSharedArgs& /*args*/,
+                             const ops::Execution& /*where*/) const {
+    throw Error(ErrorCode::kInternal, std::string("backend is ") + to_string(kind()) +
+                                          "; it does not fuse shared experts");
+  }
   virtual int64_t sort_workspace_bytes(int64_t num_tokens, int64_t top_k, int64_t num_experts,
                                        int64_t unit_size) const = 0;
   virtual void sort(const ops::SortArgs& args, const ops::Execution& where) const = 0;

@@ -45,6 +45,7 @@ struct Options {
   bool generic = false;
   bool routed_only = false;
   bool from_hidden = false;
+  int64_t shared = -1;  ///< intermediate size of the shared expert; -1: the model's
   std::string out;
 };
 
@@ -181,6 +182,7 @@ class Bench {
     spec.activation_format = activation_format_from_string(activations);
     spec.routing.hash = false;  // the logits decide
     if (options_.routed_only) spec.shared = {};
+    if (options_.shared >= 0) spec.shared.intermediate_size = options_.shared;
     fmt::print("{} {} x {}\n", shape.name, to_string(spec.weight_format),
                to_string(resolved_activation_format(spec, BackendKind::kCuda)));
     const cli::BenchModel model = pack_model(shape, spec, options_);
@@ -263,6 +265,8 @@ int main(int argc, char** argv) {
   app.add_option("--budget", options.budget_s, "seconds of replays per row")->capture_default_str();
   app.add_flag("--generic", options.generic, "only the generic kernels");
   app.add_flag("--routed-only", options.routed_only, "without the shared experts");
+  app.add_option("--shared", options.shared,
+                 "intermediate size of the shared experts (default: the model's)");
   app.add_flag("--from-hidden", options.from_hidden, "the layer's router makes the logits");
   app.add_option("--json", options.out, "where the record goes");
   CLI11_PARSE(app, argc, argv);

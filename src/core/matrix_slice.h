@@ -1,6 +1,7 @@
 #pragma once
 // Parts of stored matrices as matrices: no byte moves.
 
+#include "core/math.h"
 #include "switchyard/weights.h"
 
 namespace switchyard {
@@ -21,6 +22,28 @@ inline WeightMatrix matrix_rows(const WeightMatrix& matrix, int64_t begin, int64
   cut(part.zero_points);
   part.scale_row_begin += begin * matrix.scale_row_step;
   part.scale_row_step *= step;
+  return part;
+}
+
+/// Columns begin ... begin + cols - 1, cut where a scale's block, a word of packed values and, with
+/// kInt4, a group end. Not of a matrix with a group index.
+inline WeightMatrix matrix_cols(const WeightMatrix& matrix, int64_t begin, int64_t cols) {
+  const auto cut = [](TensorView& view, size_t dimension, int64_t first, int64_t count) {
+    if (view.empty()) return;
+    view.data = view.as<char>() + first * view.strides[dimension] * element_bytes(view.type);
+    view.shape[dimension] = count;
+  };
+  const bool nibbles = element_bits(matrix.format) == 4;
+  const int64_t per_word = nibbles ? 2 * element_bytes(matrix.values.type) : 1;
+  WeightMatrix part = matrix;
+  part.cols = cols;
+  cut(part.values, 1, begin / per_word, ceil_div(cols, per_word));
+  const int64_t group = matrix.scale_block.cols;
+  if (group > 0) {
+    cut(part.scales, 1, begin / group, ceil_div(cols, group));
+    cut(part.zero_points, 1, begin / group, ceil_div(cols, group));
+  }
+  cut(part.smooth_scales, 0, begin, cols);
   return part;
 }
 

@@ -45,9 +45,8 @@ class CpuBackend final : public Backend {
 
   ReadMeter read_meter(int num_threads) const override { return cpu::make_read_meter(num_threads); }
 
-  void route(const RoutingSpec& spec, const ops::RouteArgs& args,
-             const ops::Execution& where) const override {
-    cpu::route(spec, args, executor(where));
+  void route(const RouteRequest& request, const ops::Execution& where) const override {
+    cpu::route(request.spec, request.args, executor(where));
   }
   int64_t sort_workspace_bytes(int64_t, int64_t, int64_t, int64_t) const override { return 0; }
   void sort(const ops::SortArgs& args, const ops::Execution& where) const override {

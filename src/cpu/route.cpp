@@ -15,14 +15,18 @@ void route_token(const Gating& gating, const ops::RouteArgs& args, int64_t token
   const int64_t top_k = args.topk_ids.extent(1);
   int32_t* ids = args.topk_ids.as<int32_t>() + token * top_k;
   float* weights = args.topk_weights.as<float>() + token * top_k;
+  bool chosen = true;
   if (!gating.spec.hash) {
     select_experts(gating, logits, scratch, ids);
-  } else if (!look_up_experts(gating, args.tid2eid, index_at(args.input_ids, token), ids)) {
-    std::fill_n(ids, top_k, -1);
-    std::fill_n(weights, top_k, 0.0f);
-    return;
+  } else {
+    chosen = look_up_experts(gating, args.tid2eid, index_at(args.input_ids, token), ids);
   }
-  gating_weights(gating, logits, ids, scratch, weights);
+  if (chosen) {
+    gating_weights(gating, logits, ids, scratch, weights);
+  } else {
+    std::fill_n(ids, gating.top_k, -1);
+    std::fill_n(weights, gating.top_k, 0.0f);
+  }
   for (int64_t k = gating.top_k; k < top_k; ++k) {
     ids[k] = static_cast<int32_t>(gating.num_experts + k - gating.top_k);
     weights[k] = args.fused_shared_weight;

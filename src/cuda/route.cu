@@ -19,22 +19,20 @@ __global__ void __launch_bounds__(kWarpsPerBlock* kLanes)
   const RouteJob& job = params.job;
   const int64_t token = static_cast<int64_t>(blockIdx.x) * kWarpsPerBlock + warp;
   if (token >= job.tokens.limit) return;
-  const int64_t first = token * (job.top_k + job.num_fused_shared);
   TokenRouter<kSlots, kKind> router(params, scratch[warp]);
   wait_for_previous_kernel();
   let_next_kernel_start();
-  router.route(token, token < job.tokens.value(), [&](int k, int32_t id, float weight) {
-    job.topk_ids[first + k] = id;
-    job.topk_weights[first + k] = weight;
-  });
+  router.route(token, token < job.tokens.value(),
+               [&](int k, int32_t id, float weight) { write_choice(job, token, k, id, weight); });
 }
 
 }  // namespace
 
-RouteJob route_job(const RoutingSpec& spec, const ops::RouteArgs& args) {
+RouteJob route_job(const RouteRequest& request) {
+  const ops::RouteArgs& args = request.args;
   const auto is_wide = [](const TensorView& ids) { return ids.type == DataType::kI64; };
   const int64_t columns = args.topk_ids.extent(1);
-  return {.spec = spec,
+  return {.spec = request.spec,
           .logits = args.router_logits.data,
           .logits_type = args.router_logits.type,
           .logit_bias = args.logit_bias.data,
@@ -53,7 +51,9 @@ RouteJob route_job(const RoutingSpec& spec, const ops::RouteArgs& args) {
           .num_fused_shared = static_cast<int32_t>(args.num_fused_shared),
           .fused_shared_weight = args.fused_shared_weight,
           .topk_ids = args.topk_ids.as<int32_t>(),
-          .topk_weights = args.topk_weights.as<float>()};
+          .topk_weights = args.topk_weights.as<float>(),
+          .routed_ids = request.routed_ids.as<int32_t>(),
+          .routed_weights = request.routed_weights.as<float>()};
 }
 
 int route_slots(int32_t num_experts) {

@@ -1,8 +1,8 @@
 #pragma once
 // Router logits to experts, with the batch as a kernel sees it.
 
+#include "backend.h"
 #include "cuda/token_count.h"
-#include "switchyard/ops.h"
 
 namespace switchyard::cuda {
 
@@ -26,10 +26,12 @@ struct RouteJob {
   int32_t top_k = 0;        ///< likewise
   int32_t num_fused_shared = 0;
   float fused_shared_weight = 1.0f;
-  int32_t* topk_ids = nullptr;    ///< [T, top_k + num_fused_shared]
-  float* topk_weights = nullptr;  ///< likewise
+  int32_t* topk_ids = nullptr;      ///< [T, top_k + num_fused_shared]
+  float* topk_weights = nullptr;    ///< likewise
+  int32_t* routed_ids = nullptr;    ///< [T, top_k] or null: copies
+  float* routed_weights = nullptr;  ///< likewise
 };
-RouteJob route_job(const RoutingSpec& spec, const ops::RouteArgs& args);
+RouteJob route_job(const RouteRequest& request);
 
 void route(const RouteJob& job, int device, Stream stream);
 

@@ -19,7 +19,7 @@ bool can_route_and_sort(const LayerSpec& spec, int64_t num_tokens, int device) {
 void route_and_sort(const RouteRequest* request, const SortJob& job, void* scratch, int device,
                     Stream stream) {
   if (request != nullptr && job.tokens.limit > 0) {
-    return sm90::route_sort(route_job(request->spec, request->args), job, {}, stream);
+    return sm90::route_sort(route_job(*request), job, {}, stream);
   }
   sort(job, plan_sort(job.tokens.limit, job.top_k, job.num_experts, job.unit_size), scratch, device,
        stream);

@@ -80,6 +80,17 @@ __device__ inline float flushed(float value) {
   return key;
 }
 
+/// A column of a token's choice.
+__device__ inline void write_choice(const RouteJob& job, int64_t token, int k, int32_t id,
+                                    float weight) {
+  const int64_t at = token * (job.top_k + job.num_fused_shared) + k;
+  job.topk_ids[at] = id;
+  job.topk_weights[at] = weight;
+  if (k >= job.top_k) return;
+  if (job.routed_ids != nullptr) job.routed_ids[token * job.top_k + k] = id;
+  if (job.routed_weights != nullptr) job.routed_weights[token * job.top_k + k] = weight;
+}
+
 template <int kSlots, RouteKind kKind = RouteKind::kAny>
 class TokenRouter {
  public:
@@ -91,7 +102,7 @@ class TokenRouter {
         scratch_(scratch) {}
 
   /// Calls emit(column, expert, weight) for this lane's columns of topk_ids, those k with k % 32 ==
-  /// lane; expert -1 for a token that is not there or has no experts.
+  /// lane; expert -1 for a token that is not there, and for the choices of one without experts.
   template <class Emit>
   __device__ void route(int64_t token, bool exists, Emit emit) {
     first_logit_ = token * job_.num_experts;
@@ -108,7 +119,7 @@ class TokenRouter {
     const float divisor = routed ? weigh() : 1.0f;
     const int columns = job_.top_k + job_.num_fused_shared;
     for (int k = lane_; k < columns; k += kLanes) {
-      if (!routed) {
+      if (!exists || (!routed && k < job_.top_k)) {
         emit(k, -1, 0.0f);
       } else if (k >= job_.top_k) {
         emit(k, job_.num_experts + k - job_.top_k, job_.fused_shared_weight);

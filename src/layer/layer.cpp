@@ -16,6 +16,7 @@
 #include "core/cost_model.h"
 #include "core/number_formats.h"
 #include "core/workspace_layout.h"
+#include "layer/fuse_shared.h"
 #include "layer/resolve_backend.h"
 #include "layer/validate.h"
 
@@ -55,6 +56,8 @@ ExpertSource one_expert(const ExpertWeights& expert) {
 
 struct Layer::Impl {
   LayerSpec spec;
+  LayerSpec packed_spec;      ///< of `experts`: with the shared ones, where they are fused
+  std::string why_not_fused;  ///< shared experts with the routed ones
   LayerOptions options;
   ResolvedBackend resolved;
 
@@ -64,6 +67,8 @@ struct Layer::Impl {
   float input_norm_epsilon = 0.0f;
 
   const Backend& backend() const { return *resolved.backend; }
+  /// Experts that the spec calls shared and `experts` holds.
+  int64_t num_fused() const { return packed_spec.num_experts - spec.num_experts; }
   bool on_host() const { return backend().kind() != BackendKind::kCuda; }
   int64_t vocabulary() const { return tid2eid.view.empty() ? 0 : tid2eid.view.extent(0); }
   std::array<const PackedLinear*, 4> linears() const {
@@ -71,6 +76,7 @@ struct Layer::Impl {
   }
 
   void pack(const Weights& weights);
+  void pack_experts(const Weights& weights);
   LayerWorkspace workspace(int64_t num_tokens) const;
   /// Where the choice of experts is, or will be once the request is carried out.
   struct Choice {
@@ -85,10 +91,18 @@ struct Layer::Impl {
   }
   Choice route(const ForwardArgs& args, const LayerWorkspace& layout, Workspace workspace,
                Stream stream) const;
+  Choice route_given(const ForwardArgs& args, const LayerWorkspace& layout, Workspace workspace,
+                     Stream stream) const;
   TensorView run_shared(const ForwardArgs& args, const LayerWorkspace& layout, Workspace workspace,
                         Stream stream) const;
   void run_experts(const ForwardArgs& args, const Choice& choice, const TensorView& addend,
                    const LayerWorkspace& layout, Workspace workspace, Stream stream) const;
+  /// Of a plan's route step.
+  std::string fusion_text() const {
+    if (num_fused() == 0) return {};
+    return fmt::format("; every token takes {} more: shared expert fused with the routed ones",
+                       num_fused());
+  }
   void plan_linear(const char* step, const PackedLinear* linear, int64_t rows, int64_t cols,
                    const MachineLimits& limits, Plan& plan) const;
 };
@@ -110,29 +124,43 @@ void Layer::Impl::pack(const Weights& weights) {
   input_norm_epsilon = r.input_norm_epsilon;
   latent_norm = upload_f32(b, weights.latent_norm, options);
   if (!r.tid2eid.empty()) tid2eid = upload(b, r.tid2eid, options);
+  pack_experts(weights);
+}
 
-  experts = b.pack_experts(spec, checked_source(spec, weights.experts), options);
-  if (spec.shared.intermediate_size > 0) {
-    LayerOptions silent = options;
-    silent.on_progress = nullptr;  // progress counts the routed experts
-    LayerSpec own = shared_expert_spec(spec, weights.shared);
-    // The error bound follows from the routed experts: nothing is rounded here if nothing is there.
-    if (resolved_activation_format(spec, b.kind()) == ActivationFormat::kNone) {
-      own.activation_format = ActivationFormat::kNone;
-    }
-    shared = b.pack_experts(own, one_expert(weights.shared), silent);
+void Layer::Impl::pack_experts(const Weights& weights) {
+  const Backend& b = backend();
+  FusedShared packed{.spec = spec, .experts = checked_source(spec, weights.experts)};
+  const bool has_shared = spec.shared.intermediate_size > 0;
+  if (has_shared && b.fuses_shared()) packed = fuse_shared(spec, packed.experts, weights.shared);
+  packed_spec = packed.spec;
+  why_not_fused = packed.why_not;
+
+  LayerOptions counted = options;  // progress counts the routed experts
+  if (options.on_progress) {
+    counted.on_progress = [this](int64_t done, int64_t) {
+      if (done <= spec.num_experts) options.on_progress(done, spec.num_experts);
+    };
   }
+  experts = b.pack_experts(packed_spec, packed.experts, counted);
+  if (!has_shared || num_fused() > 0) return;
+  counted.on_progress = nullptr;
+  LayerSpec own = shared_expert_spec(spec, weights.shared);
+  // The error bound follows from the routed experts: nothing is rounded here if nothing is there.
+  if (resolved_activation_format(spec, b.kind()) == ActivationFormat::kNone) {
+    own.activation_format = ActivationFormat::kNone;
+  }
+  shared = b.pack_experts(own, one_expert(weights.shared), counted);
 }
 
 LayerWorkspace Layer::Impl::workspace(int64_t num_tokens) const {
-  int64_t step_bytes = experts->workspace_bytes(num_tokens, spec.top_k);
+  int64_t step_bytes = experts->workspace_bytes(num_tokens, packed_spec.top_k);
   if (shared) step_bytes = std::max(step_bytes, shared->workspace_bytes(num_tokens, 1));
   for (const PackedLinear* linear : linears())
     if (linear != nullptr) step_bytes = std::max(step_bytes, linear->workspace_bytes(num_tokens));
   return layer_workspace({.num_tokens = num_tokens,
                           .router_input = input_norm_scale.view.empty() ? 0 : spec.hidden_size,
                           .router_logits = router ? spec.num_routed() : 0,
-                          .top_k = spec.top_k,
+                          .top_k = packed_spec.top_k,
                           .shared_weight = shared_gate ? 1 : 0,
                           .shared_output = shared ? spec.hidden_size : 0,
                           .latent = spec.latent_size,
@@ -197,9 +225,7 @@ void Layer::forward(const ForwardArgs& args, Workspace workspace, Stream stream)
 
 Layer::Impl::Choice Layer::Impl::route(const ForwardArgs& args, const LayerWorkspace& layout,
                                        Workspace workspace, Stream stream) const {
-  if (!args.topk_ids.empty()) {
-    return {.topk_ids = args.topk_ids, .topk_weights = args.topk_weights};
-  }
+  if (!args.topk_ids.empty()) return route_given(args, layout, workspace, stream);
   const int64_t num_tokens = args.hidden_states.extent(0);
   TensorView logits = args.router_logits;
   if (logits.empty()) {
@@ -219,31 +245,56 @@ Layer::Impl::Choice Layer::Impl::route(const ForwardArgs& args, const LayerWorks
     router->run({.input = input, .num_tokens = args.num_tokens, .output = logits},
                 layout.step.of(workspace), stream);
   }
+  const bool fused = num_fused() > 0;  // then the caller gets copies of the routed columns
   const auto out = [&](const TensorView& wanted, const WorkspaceRegion& region, DataType type) {
-    return wanted.empty()
-               ? TensorView::contiguous(region.in(workspace), type, {num_tokens, spec.top_k})
+    return wanted.empty() || fused
+               ? TensorView::contiguous(region.in(workspace), type, {num_tokens, packed_spec.top_k})
                : wanted;
   };
   const TensorView ids = out(args.topk_ids_out, layout.topk_ids, DataType::kI32);
   const TensorView weights = out(args.topk_weights_out, layout.topk_weights, DataType::kF32);
-  const RouteRequest request{.spec = spec.routing,
-                             .args = {.router_logits = logits,
-                                      .logit_bias = logit_bias.view,
-                                      .selection_bias = selection_bias.view,
-                                      .per_expert_scale = per_expert_scale.view,
-                                      .input_ids = args.input_ids,
-                                      .tid2eid = tid2eid.view,
-                                      .num_fused_shared = spec.num_fused_shared,
-                                      .fused_shared_weight = spec.fused_shared_weight,
-                                      .num_tokens = args.num_tokens,
-                                      .topk_ids = ids,
-                                      .topk_weights = weights}};
+  RouteRequest request{.spec = spec.routing,
+                       .args = {.router_logits = logits,
+                                .logit_bias = logit_bias.view,
+                                .selection_bias = selection_bias.view,
+                                .per_expert_scale = per_expert_scale.view,
+                                .input_ids = args.input_ids,
+                                .tid2eid = tid2eid.view,
+                                .num_fused_shared = packed_spec.num_fused_shared,
+                                .fused_shared_weight = packed_spec.fused_shared_weight,
+                                .num_tokens = args.num_tokens,
+                                .topk_ids = ids,
+                                .topk_weights = weights}};
+  if (fused) {
+    request.routed_ids = args.topk_ids_out;
+    request.routed_weights = args.topk_weights_out;
+  }
   Choice choice{.topk_ids = ids, .topk_weights = weights};
   if (experts->routes(num_tokens)) {
     choice.request = request;
   } else {
-    backend().route(request.spec, request.args, execution(stream));
+    backend().route(request, execution(stream));
   }
+  return choice;
+}
+
+Layer::Impl::Choice Layer::Impl::route_given(const ForwardArgs& args, const LayerWorkspace& layout,
+                                             Workspace workspace, Stream stream) const {
+  if (num_fused() == 0) return {.topk_ids = args.topk_ids, .topk_weights = args.topk_weights};
+  const auto out = [&](const WorkspaceRegion& region, DataType type) {
+    return TensorView::contiguous(region.in(workspace), type,
+                                  {args.topk_ids.extent(0), packed_spec.top_k});
+  };
+  const Choice choice{.topk_ids = out(layout.topk_ids, DataType::kI32),
+                      .topk_weights = out(layout.topk_weights, DataType::kF32)};
+  backend().append_shared({.routed_ids = args.topk_ids,
+                           .routed_weights = args.topk_weights,
+                           .num_routed = packed_spec.num_routed(),
+                           .shared_weight = packed_spec.fused_shared_weight,
+                           .num_tokens = args.num_tokens,
+                           .topk_ids = choice.topk_ids,
+                           .topk_weights = choice.topk_weights},
+                          execution(stream));
   return choice;
 }
 
@@ -342,6 +393,8 @@ Plan Layer::plan(int64_t num_tokens, const MachineLimits& limits) const {
   plan.num_tokens = num_tokens;
   plan.workspace_bytes = workspace_bytes(num_tokens);
   plan.rejected = layer.resolved.rejected;
+  if (!layer.why_not_fused.empty())
+    plan.rejected.push_back("shared experts fused with the routed ones: " + layer.why_not_fused);
   if (num_tokens == 0) return plan;
   plan.expected_distinct_experts =
       expected_distinct_experts(spec.num_routed(), spec.routed_top_k(), num_tokens) +
@@ -352,7 +405,8 @@ Plan Layer::plan(int64_t num_tokens, const MachineLimits& limits) const {
   const double logits_bytes = 4.0 * static_cast<double>(num_tokens * spec.num_routed());
   plan.steps.push_back({.step = "route",
                         .kernel = to_string(spec.routing.scoring),
-                        .why = fmt::format("top {} of {}", spec.routed_top_k(), spec.num_routed()),
+                        .why = fmt::format("top {} of {}{}", spec.routed_top_k(), spec.num_routed(),
+                                           layer.fusion_text()),
                         .bytes = logits_bytes,
                         .predicted_us = predict_us(logits_bytes, 0, limits.read_gbps, 0)});
   layer.plan_linear("shared gate", layer.shared_gate.get(), 1, spec.hidden_size, limits, plan);
@@ -364,7 +418,7 @@ Plan Layer::plan(int64_t num_tokens, const MachineLimits& limits) const {
   }
   layer.plan_linear("latent down", layer.latent_down.get(), spec.latent_size, spec.hidden_size,
                     limits, plan);
-  layer.experts->plan(num_tokens, spec.top_k, limits, plan);
+  layer.experts->plan(num_tokens, layer.packed_spec.top_k, limits, plan);
   layer.plan_linear("latent up", layer.latent_up.get(), spec.hidden_size, spec.latent_size, limits,
                     plan);
   return plan;

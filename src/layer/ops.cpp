@@ -16,7 +16,7 @@ bool on_host(const Backend& backend) { return backend.kind() != BackendKind::kCu
 void route(const RoutingSpec& spec, const RouteArgs& args, const Execution& execution) {
   const Backend& backend = backend_of(execution);
   validate_route(spec, args, on_host(backend));
-  backend.route(spec, args, execution);
+  backend.route({.spec = spec, .args = args}, execution);
 }
 
 int64_t sort_capacity(int64_t num_tokens, int64_t top_k, int64_t num_experts, int64_t unit_size) {

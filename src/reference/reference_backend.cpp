@@ -14,9 +14,8 @@ class ReferenceBackend final : public Backend {
   std::string why_unsupported(const LayerSpec&) const override { return {}; }
   std::string device_name(const LayerOptions&) const override { return "one thread, double"; }
 
-  void route(const RoutingSpec& spec, const ops::RouteArgs& args,
-             const ops::Execution&) const override {
-    reference::route(spec, args);
+  void route(const RouteRequest& request, const ops::Execution& /*where*/) const override {
+    reference::route(request.spec, request.args);
   }
   int64_t sort_workspace_bytes(int64_t, int64_t, int64_t, int64_t) const override { return 0; }
   void sort(const ops::SortArgs& args, const ops::Execution&) const override {

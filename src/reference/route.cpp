@@ -82,12 +82,17 @@ void route(const RoutingSpec& spec, const ops::RouteArgs& args) {
       }
       logits[static_cast<size_t>(e)] = finite_logit(logit);
     }
-    if (token >= num_routed || !choose(gating, args, token, logits, ids)) {
+    if (token >= num_routed) {
       std::fill_n(ids, top_k, -1);
       std::fill_n(weights, top_k, 0.0f);
       continue;
     }
-    weigh(gating, logits, ids, weights);
+    if (choose(gating, args, token, logits, ids)) {
+      weigh(gating, logits, ids, weights);
+    } else {
+      std::fill_n(ids, gating.top_k, -1);
+      std::fill_n(weights, gating.top_k, 0.0f);
+    }
     for (int64_t k = gating.top_k; k < top_k; ++k) {
       ids[k] = static_cast<int32_t>(num_experts + k - gating.top_k);
       weights[k] = args.fused_shared_weight;

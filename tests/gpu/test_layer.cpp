@@ -242,6 +242,101 @@ TEST(GpuLayer, TunedKernelsReplayToo) {
   }
 }
 
+/// Shared experts stored like the routed ones, `count` times as wide.
+LayerSpec alike_spec(Format format, int64_t count) {
+  LayerSpec spec = with_format(
+      {.num_experts = 16, .top_k = 4, .hidden_size = 256, .intermediate_size = 128}, format);
+  spec.shared.intermediate_size = count * spec.intermediate_size;
+  return spec;
+}
+const std::pair<Format, int64_t> kAlike[] = {
+    {Format::kF32, 1},     {Format::kBf16, 1}, {Format::kBf16, 2},  {Format::kFp8E4m3, 1},
+    {Format::kFp8E4m3, 2}, {Format::kInt8, 1}, {Format::kMxfp4, 1}, {Format::kMxfp4, 2}};
+
+/// With the choice of the layer's own routing or a caller's, which never shows what was fused.
+TEST(GpuLayer, SharedExpertsLikeTheRoutedOnesAreFused) {
+  for (const auto& [format, count] : kAlike) {
+    const LayerSpec spec = alike_spec(format, count);
+    const test::RandomWeights weights(
+        spec, {.matrix = test::usual_matrix(format), .shared_format = format});
+    const Layers layers(spec, weights);
+    EXPECT_EQ(layers.gpu.spec(), spec);
+    const std::string plan = layers.gpu.plan(8).explain();
+    EXPECT_NE(plan.find("shared expert fused with the routed ones"), std::string::npos) << plan;
+    const ErrorBound bound = error_bound(spec, BackendKind::kCuda, DataType::kBf16);
+    for (const int64_t t : {1, 33, 200, 900}) {
+      SCOPED_TRACE(std::string(to_string(format)) + " x " + std::to_string(count) + " T " +
+                   std::to_string(t));
+      Random random(43);
+      const Buffer hidden = Buffer::normal(random, DataType::kBf16, {t, spec.hidden_size});
+      const DeviceTensor x(hidden);
+      const cuda::DeviceBuffer workspace = test::device_workspace(layers.gpu.workspace_bytes(t));
+      const test::GuardedMemory host(layers.reference.workspace_bytes(t));
+      const auto expect_right = [&](const DeviceTensor& y, const Buffer& ids,
+                                    const Buffer& topk_weights) {
+        const Buffer want(DataType::kBf16, {t, spec.hidden_size});
+        layers.reference.forward({.hidden_states = hidden,
+                                  .output = want,
+                                  .topk_ids = ids,
+                                  .topk_weights = topk_weights},
+                                 host.workspace());
+        EXPECT_TRUE(test::within(y.fetch(), want, bound));
+      };
+      const DeviceTensor y(Buffer(DataType::kBf16, {t, spec.hidden_size}));
+      const DeviceTensor chosen(Buffer(DataType::kI32, {t, spec.top_k}));
+      const DeviceTensor weighed(Buffer(DataType::kF32, {t, spec.top_k}));
+      layers.gpu.forward(
+          {.hidden_states = x, .output = y, .topk_ids_out = chosen, .topk_weights_out = weighed},
+          test::workspace_of(workspace));
+      const Buffer own = chosen.fetch();
+      for (int64_t i = 0; i < own.size(); ++i) {
+        ASSERT_GE(own.as<int32_t>()[i], 0);
+        ASSERT_LT(own.as<int32_t>()[i], spec.num_experts);
+      }
+      expect_right(y, own, weighed.fetch());
+
+      // Skipped choices, one just past the experts, and an expert twice.
+      const Buffer ids = test::random_topk_ids(random, t, spec.top_k, spec.num_experts);
+      const Buffer topk_weights = test::random_topk_weights(random, t, spec.top_k);
+      for (int64_t token = 0; token < t; ++token) {
+        int32_t* row = ids.as<int32_t>() + token * spec.top_k;
+        if (token % 3 == 1) row[0] = -1;
+        if (token % 3 == 2) row[1] = static_cast<int32_t>(spec.num_experts);
+        if (token % 5 == 4) row[2] = row[3];
+      }
+      const DeviceTensor given(Buffer(DataType::kBf16, {t, spec.hidden_size}));
+      const DeviceTensor device_ids(ids), device_weights(topk_weights);
+      layers.gpu.forward({.hidden_states = x,
+                          .output = given,
+                          .topk_ids = device_ids,
+                          .topk_weights = device_weights},
+                         test::workspace_of(workspace));
+      expect_right(given, ids, topk_weights);
+    }
+  }
+}
+
+TEST(GpuLayer, FusedSharedExpertsReplayWithAnotherTokenCount) {
+  for (const Format format : {Format::kBf16, Format::kFp8E4m3}) {
+    SCOPED_TRACE(to_string(format));
+    const LayerSpec spec = alike_spec(format, 1);
+    const test::RandomWeights weights(
+        spec, {.matrix = test::usual_matrix(format), .shared_format = format});
+    const Layers layers(spec, weights);
+    for (const int64_t tokens : {64, 900}) expect_replays(spec, layers, tokens);
+  }
+}
+
+TEST(GpuLayer, PlanSaysWhySharedExpertsRunByThemselves) {
+  const LayerSpec spec = qwen_like();
+  const test::RandomWeights weights(spec);
+  const Layer layer = Layer::create(spec, weights.weights(), {.backend = BackendKind::kCuda});
+  const std::string text = layer.plan(8).explain();
+  EXPECT_NE(text.find("shared experts fused with the routed ones: a gate weighs them"),
+            std::string::npos)
+      << text;
+}
+
 TEST(GpuLayer, StreamsWithTheirOwnWorkspacesDoNotMeet) {
   const LayerSpec spec = qwen_like();
   const test::RandomWeights weights(spec);

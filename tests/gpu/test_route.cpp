@@ -78,7 +78,7 @@ void run(const Case& c) {
     *view = tensors.back().view();
   }
   cpu::route(c.spec, args);
-  test::gpu().route(c.spec, on_device, test::on_gpu());
+  test::gpu().route({.spec = c.spec, .args = on_device}, test::on_gpu());
   const Buffer got_ids = tensors[5].fetch();
   const Buffer got_weights = tensors[6].fetch();
   for (int64_t i = 0; i < ids.size(); ++i) {
@@ -204,7 +204,7 @@ TEST(GpuRoute, HashLayers) {
     on_device.topk_weights = device[4];
     const RoutingSpec spec{.scoring = Scoring::kSqrtSoftplus, .hash = true};
     cpu::route(spec, args);
-    test::gpu().route(spec, on_device, test::on_gpu());
+    test::gpu().route({.spec = spec, .args = on_device}, test::on_gpu());
     EXPECT_TRUE(same_bits(device[3].fetch(), ids));
     EXPECT_TRUE(same_bits(device[4].fetch(), weights));
   }

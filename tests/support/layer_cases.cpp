@@ -156,6 +156,27 @@ class Table {
     gemma.weights.per_expert_scale = true;
   }
 
+  /// Shared experts stored like the routed ones: one backend or another makes them routed ones.
+  void shared_alike() {
+    const auto alike = [&](const char* name, Format format, int64_t inner, int64_t count) {
+      LayerCase& c = add(name, base(format));
+      c.spec.intermediate_size = inner;
+      c.spec.shared.intermediate_size = count * inner;
+      c.weights.shared_format = format;
+      return &c;
+    };
+    LayerCase* bf16 = alike("shared_alike_bf16", Format::kBf16, 72, 1);
+    bf16->spec.activation.kind = Activation::kSwiGluOai;
+    bf16->weights.biases = true;
+    alike("shared_alike_fp8", Format::kFp8E4m3, 128, 1);
+    alike("shared_twice_bf16", Format::kBf16, 40, 2)->weights.biases = true;
+    alike("shared_twice_fp8", Format::kFp8E4m3, 128, 2);
+    LayerCase* mxfp4 = alike("shared_twice_mxfp4", Format::kMxfp4, 64, 2);
+    mxfp4->spec.activation.kind = Activation::kRelu2;
+    mxfp4->spec.weight_position = WeightPosition::kInput;
+    alike("shared_thrice_int8", Format::kInt8, 48, 3);
+  }
+
  private:
   std::vector<LayerCase> cases_;
 };
@@ -171,6 +192,7 @@ const std::vector<LayerCase>& layer_cases() {
     table.sizes();
     table.blocks();
     table.routings();
+    table.shared_alike();
     return table.take();
   }();
   return cases;

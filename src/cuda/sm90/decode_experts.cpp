@@ -236,7 +236,7 @@ DecodeArgs DecodeExperts::sort_batch(const Batch& batch) const {
   if (batch.single_expert()) {
     decode_single_expert(job, round, batch.stream);
   } else if (batch.args.route != nullptr) {
-    route_sort(route_job(batch.args.route->spec, batch.args.route->args), job, round, batch.stream);
+    route_sort(route_job(*batch.args.route), job, round, batch.stream);
   } else {
     route_and_sort(nullptr, job, p.sort_scratch.in(batch.workspace), device_, batch.stream);
     lists_ready = round.from != nullptr;

@@ -89,13 +89,11 @@ __global__ void __launch_bounds__(kFewThreads)
   const int slot = lane();
   float weight = 0.0f;
   if (own.token < job.tokens.limit) {
-    const int32_t first = own.token * p.job.top_k;
     TokenRouter<kSlots, kKind> router(params.route, s.scratch[thread() / kLanes]);
     router.route(own.token, own.token < num_tokens, [&](int k, int32_t id, float its_weight) {
       own.id = id;
       weight = its_weight;
-      job.topk_ids[first + k] = id;
-      job.topk_weights[first + k] = its_weight;
+      write_choice(job, own.token, k, id, its_weight);
     });
   }
   __syncwarp();
