@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Runs every GPU test and bench on this machine from built binaries and writes results/<gpu>/*.json.
 # Usage: gpu_check.sh [--bin DIR] [--out DIR] [--commit ID] [--tests | --quick] [--sanitize] [--shapes SECONDS]
-#   --bin: one folder with test_gpu, bench_gpu, bench_layers, bench_prefill and switchyard (default: where build/cuda has them)
+#   --bin: one folder with test_gpu, bench_{gpu,layers,prefill,stages} and switchyard (default: where build/cuda has them)
 #   --tests: no benches
 #   --quick: only layers of up to 64 tokens
 #   --sanitize: also compute-sanitizer's memcheck, racecheck and initcheck over a part of the tests
@@ -27,6 +27,7 @@ tests=${bin:-$built/tests}/test_gpu
 steps=${bin:-$built/bench}/bench_gpu
 layers=${bin:-$built/bench}/bench_layers
 prefill=${bin:-$built/bench}/bench_prefill
+stages=${bin:-$built/bench}/bench_stages
 switchyard=${bin:-$built/cli}/switchyard
 commit=${commit:-$(git -C "$here" describe --always --dirty)}
 gpu=$(nvidia-smi --query-gpu=name --format=csv,noheader | head -1)
@@ -86,6 +87,8 @@ fi
 "$switchyard" bench --calibrate --backend cuda --json "$log/limits.json"
 "$steps" --both-sort-paths --json "$log/steps.json"
 [ $quick = 1 ] || "$prefill" --json "$log/prefill.json" | tail -2
+"$stages" --json "$log/stages.json"
+python3 "$here/scripts/kernel_resources.py" "$tests" "$log/kernels.json" || true  # without cuobjdump
 record
 tokens=1,8,64
 [ $quick = 1 ] || tokens=1,8,64,256,1024,8192

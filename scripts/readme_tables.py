@@ -305,11 +305,40 @@ def gpu_prefill_rates():
         ["layer", "operands", "GEMM", "tile", "us, burst", "burst", "peak", "share", "sustained", "peak", "share"], lines)
 
 
+def gpu_stages():
+    """gate_up and down alone on published shapes."""
+    record, origin = gpu_record("stages.json")
+    if record is None:
+        return origin
+    lines = [[row["source"], row["stage"], f"mxfp4 x {row['activations']}", row["tokens"], row["unit_size"], f"{row['us']:.1f}",
+              f"{row['read_us']:.1f}", f"{100 * row['read_us'] / row['us']:.0f} %", f"{row['flops'] / row['us'] * 1e-6:.0f}",
+              row.get("published_us", "")] for row in record["results"]]
+    return f"{origin}\n\n" + table_of(["source", "stage", "operands", "T", "blocks of", "us", "read", "share", "TFLOP/s", "published"], lines)
+
+
+def gpu_kernels():
+    """Registers and stack by kernel template."""
+    record, origin = gpu_record("kernels.json")
+    if record is None:
+        return origin
+    families = {}
+    for row in record["results"]:
+        families.setdefault(row["kernel"].split("<")[0], []).append(row)
+    lines = []
+    for name, rows in sorted(families.items()):
+        registers = sorted(row["registers"] for row in rows)
+        stacked = [row for row in rows if row["stack_bytes"]]
+        worst = max(rows, key=lambda row: row["stack_bytes"])
+        lines.append([name, len(rows), f"{registers[0]} to {registers[-1]}" if registers[0] != registers[-1] else registers[0],
+                      len(stacked), f"{worst['stack_bytes']}, `{worst['kernel']}`" if stacked else 0])
+    return f"{origin}\n\n" + table_of(["kernel", "instances", "registers", "with a stack", "largest stack, bytes"], lines)
+
+
 TABLES = {
     "README.md": {"cpu-bench": cpu_bench, "cpu-ggml": cpu_ggml, "gpu-layers": gpu_layers, "gpu-steps": gpu_steps},
     "docs/measured.md": {"cpu-figures": cpu_figures, "sort-peers": sort_peers, "gpu-routing": gpu_routing, "gpu-route-sort": gpu_route_sort,
                          "gpu-quantisation": gpu_quantisation, "gpu-combine": gpu_combine, "gpu-shapes": gpu_shapes, "gpu-prefill": gpu_prefill,
-                         "gpu-prefill-rates": gpu_prefill_rates, "gpu-tests": gpu_tests,
+                         "gpu-prefill-rates": gpu_prefill_rates, "gpu-stages": gpu_stages, "gpu-kernels": gpu_kernels, "gpu-tests": gpu_tests,
                          "gpu-fixtures": gpu_fixtures},
 }
 
