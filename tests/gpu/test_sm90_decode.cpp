@@ -39,6 +39,8 @@ const Operands kOperands[] = {
     {Format::kMxfp4, {1, 32}, ActivationFormat::kNone},
     {Format::kMxfp4, {1, 32}, ActivationFormat::kFp8PerToken},
     {Format::kMxfp4, {1, 32}, ActivationFormat::kFp8Block128},
+    {Format::kMxfp4, {1, 32}, ActivationFormat::kMxfp8},
+    {Format::kMxfp4, {1, 32}, ActivationFormat::kMxfp4},
     {Format::kMxfp8, {1, 32}, ActivationFormat::kNone},
     {Format::kMxfp8, {1, 32}, ActivationFormat::kMxfp8},
     {Format::kNvfp4, {1, 16}, ActivationFormat::kNone},

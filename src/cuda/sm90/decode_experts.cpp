@@ -33,9 +33,10 @@ std::string why_unsupported_fragments(ActivationFormat activations, const Packed
                    activations == ActivationFormat::kFp8PerToken ||
                    activations == ActivationFormat::kFp8Block128;
   const WeightRows& w = packed.rows();
-  const bool expanded = w.rows.format == Format::kMxfp8 && w.smooth_scales == nullptr &&
-                        activations == ActivationFormat::kMxfp8;
-  if (bf16 ? activations != ActivationFormat::kNone && !expanded : !fp8) {
+  const bool mx = w.smooth_scales == nullptr &&
+                  (bf16 ? w.rows.format == Format::kMxfp8 && activations == ActivationFormat::kMxfp8
+                        : is_mx(activations));
+  if (!mx && (bf16 ? activations != ActivationFormat::kNone : !fp8)) {
     return "no decode kernel for these activations";
   }
   if (packed.spread().wide == 0) return {};
@@ -96,6 +97,10 @@ std::string why_unsupported_matrix(const LayerSpec& spec, ActivationFormat activ
 
 }  // namespace
 
+struct DecodeExperts::NumberPlaces {
+  WorkspaceRegion values, row_scales;
+};
+
 struct DecodeExperts::Places {
   int32_t unit_size = 0;
   int64_t sorted_rows = 0;
@@ -106,7 +111,7 @@ struct DecodeExperts::Places {
   WorkspaceRegion partials;
   WorkspaceRegion token_codes, token_scales;
   WorkspaceRegion hidden, hidden_codes, hidden_scales;
-  WorkspaceRegion token_numbers, hidden_numbers;  ///< of DecodeExperts::expands()
+  NumberPlaces token_numbers, hidden_numbers;
   WorkspaceRegion expert_output;
   int64_t bytes = 0;
 };
@@ -197,8 +202,8 @@ DecodeExperts::Places DecodeExperts::places(int64_t num_tokens, int64_t top_k) c
     const bool per_pair = gate_up_.packed->has_smooth_scales();
     take(per_pair ? pairs : num_tokens, width, p.token_codes, p.token_scales);
     take(pairs, inner, p.hidden_codes, p.hidden_scales);
-    p.token_numbers = carver.take(expands() ? num_tokens * width * 2 : 0);
-    p.hidden_numbers = carver.take(expands() ? pairs * inner * 2 : 0);
+    p.token_numbers = take_numbers(carver, num_tokens, width);
+    p.hidden_numbers = take_numbers(carver, pairs, inner);
   }
   p.hidden = carver.take(pairs * inner * (quantised() ? 4 : 2));
   p.expert_output = carver.take(pairs * width * 4);
@@ -253,12 +258,20 @@ DecodeArgs DecodeExperts::sort_batch(const Batch& batch) const {
           .counters = p.counters.in<uint32_t>(batch.workspace)};
 }
 
-void DecodeExperts::set_codes(const RoundedRows& rows, const void* numbers,
-                              DecodeArgs& args) const {
-  if (expands()) {
-    args.tokens = numbers;
-    args.token_bytes = rows.num_columns * 2;
-    args.token_row_bytes = args.token_bytes;
+DecodeExperts::NumberPlaces DecodeExperts::take_numbers(WorkspaceCarver& carver, int64_t rows,
+                                                        int64_t cols) const {
+  if (!converted()) return {};
+  return {.values = carver.take(rows * number_row_bytes(cols)),
+          .row_scales = carver.take(expanded() ? 0 : rows * 4)};
+}
+
+void DecodeExperts::set_codes(const RoundedRows& rows, const NumberPlaces& numbers,
+                              Workspace workspace, DecodeArgs& args) const {
+  if (converted()) {
+    args.tokens = numbers.values.in(workspace);
+    args.token_bytes = rows.num_columns * (expanded() ? 2 : 1);
+    args.token_row_bytes = number_row_bytes(rows.num_columns);
+    if (!expanded()) args.token_scales = numbers.row_scales.in<const float>(workspace);
     return;
   }
   args.tokens = rows.codes;
@@ -282,7 +295,7 @@ void DecodeExperts::quantize_input(const Batch& batch, const TensorView& input,
                   .values = to.codes,
                   .value_row_bytes = to.row_bytes,
                   .scales = to.scales,
-                  .scale_type = expands() ? DataType::kF8E8m0 : DataType::kF32};
+                  .scale_type = converted() ? DataType::kF8E8m0 : DataType::kF32};
   if (per_pair ||
       job.channel_scale != nullptr) {  // only pairs that exist: the others hold anything
     job.sorted_ids = lists.sorted_ids;
@@ -294,17 +307,19 @@ void DecodeExperts::quantize_input(const Batch& batch, const TensorView& input,
     job.input_per_pair = per_pair;
   }
   quantize(job, batch.stream);
-  if (!expands()) return;
-  const Places& p = batch.places;
-  expand_rows(
+  if (!converted()) return;
+  const NumberPlaces& numbers = per_pair ? batch.places.hidden_numbers : batch.places.token_numbers;
+  const auto convert = expanded() ? expand_rows : reencode_rows;
+  convert(
       {.format = to.format,
        .codes = to.codes,
        .code_row_bytes = to.row_bytes,
        .scales = static_cast<const uint8_t*>(job.scales),
        .cols = to.num_columns,
        .rows = per_pair ? TokenCount{.limit = batch.num_tokens() * lists.top_k} : batch.tokens(),
-       .values = (per_pair ? p.hidden_numbers : p.token_numbers).in<uint8_t>(batch.workspace),
-       .value_row_bytes = int64_t{to.num_columns} * 2},
+       .values = numbers.values.in<uint8_t>(batch.workspace),
+       .value_row_bytes = number_row_bytes(to.num_columns),
+       .row_scales = numbers.row_scales.in<float>(batch.workspace)},
       batch.stream);
 }
 
@@ -316,7 +331,7 @@ void DecodeExperts::set_tokens(const Batch& batch, DecodeArgs& args) const {
   args.token_bytes = static_cast<int32_t>(args.token_row_bytes);
   if (!quantised()) return;
   const RoundedRows codes = rounded_tokens(batch);
-  set_codes(codes, batch.places.token_numbers.in(batch.workspace), args);
+  set_codes(codes, batch.places.token_numbers, batch.workspace, args);
   args.tokens_per_pair = gate_up_.packed->has_smooth_scales();
   args.token_scale_groups = scale_groups(cols);
   if (!rounds_tokens()) quantize_input(batch, input, gate_up_, codes, false, args);
@@ -358,11 +373,11 @@ void DecodeExperts::set_hidden(const Batch& batch, DecodeArgs& gate_up, DecodeAr
   }
   const RoundedRows codes = rounded_rows(cols, batch.places.hidden_codes.in(batch.workspace),
                                          batch.places.hidden_scales.in(batch.workspace));
-  set_codes(codes, batch.places.hidden_numbers.in(batch.workspace), down);
+  set_codes(codes, batch.places.hidden_numbers, batch.workspace, down);
 }
 
 bool DecodeExperts::rounds_while_read(const Batch& batch) const {
-  if (one_scale() || expands() || batch.places.unit_size > 8) return false;
+  if (one_scale() || converted() || batch.places.unit_size > 8) return false;
   if (down_.steps.num_steps == 1) return true;  // rows stay in shared memory
   // Every load of a lane rounds its rows again. gpt-oss-120b FP8: at 2 loads (T = 1) a launch is
   // saved, 14 (T = 8) are even, 55 (T = 64) take 76 us more.
@@ -385,9 +400,9 @@ RoundedRows DecodeExperts::rounded_rows(int64_t cols, void* codes, void* scales)
 }
 
 int32_t DecodeExperts::scale_groups(int64_t cols) const {
-  return one_scale()
-             ? 0
-             : static_cast<int32_t>(scale_cols(activation_storage(activations_).scale_block, cols));
+  if (one_scale()) return 0;
+  if (converted()) return 1;
+  return static_cast<int32_t>(scale_cols(activation_storage(activations_).scale_block, cols));
 }
 
 void DecodeExperts::set_weights(const Matrix& matrix, DecodeArgs& args) const {
@@ -502,7 +517,7 @@ DecodeExperts::Places DecodeExperts::stage_places(int64_t num_tokens, int64_t to
   p.token_codes = carver.take(rows * padded_row_bytes(storage.format, cols));
   p.token_scales = carver.take(scale_rows(storage.scale_block, rows) *
                                scale_cols(storage.scale_block, cols) * 4);
-  p.token_numbers = p.hidden_numbers = carver.take(expands() ? rows * cols * 2 : 0);
+  p.token_numbers = p.hidden_numbers = take_numbers(carver, rows, cols);
   p.bytes = carver.bytes();
   return p;
 }
@@ -561,7 +576,7 @@ bool DecodeExperts::run_stage(const StageJob& job, Workspace workspace, Stream s
   if (quantised()) {
     const RoundedRows codes =
         rounded_rows(cols, p.token_codes.in(workspace), p.token_scales.in(workspace));
-    set_codes(codes, p.token_numbers.in(workspace), args);
+    set_codes(codes, p.token_numbers, workspace, args);
     args.token_scale_groups = scale_groups(cols);
     const TensorView rows = TensorView::contiguous(job.input.data, job.input.type,
                                                    {job.input.num_elements() / cols, cols});

@@ -10,6 +10,7 @@
 #include "cuda/pack_weights.h"
 #include "cuda/sm90/decode_fragments.h"
 #include "cuda/sm90/decode_gemm.h"
+#include "cuda/sm90/operand_rows.h"
 #include "cuda/tuned_experts.h"
 
 namespace switchyard::cuda::sm90 {
@@ -58,20 +59,29 @@ class DecodeExperts {
   /// Whether the hidden states are rounded beside the sort: not where all tokens share a scale, or
   /// experts scale the channels.
   bool rounds_tokens() const {
-    return quantised() && !one_scale() && !expands() && !gate_up_.packed->has_smooth_scales();
+    return quantised() && !one_scale() && !converted() && !gate_up_.packed->has_smooth_scales();
   }
   RoundedRows rounded_tokens(const Batch& batch) const;
   RoundJob round_job(const Batch& batch) const;
-  /// numbers: of the rows, where it expands().
-  void set_codes(const RoundedRows& rows, const void* numbers, DecodeArgs& args) const;
+  struct NumberPlaces;  // of rows that are converted()
+  void set_codes(const RoundedRows& rows, const NumberPlaces& numbers, Workspace workspace,
+                 DecodeArgs& args) const;
   RoundedRows rounded_rows(int64_t cols, void* codes, void* scales) const;
   int32_t scale_groups(int64_t cols) const;
   /// Whether down rounds its input as it loads it; else a launch of its own does before.
   bool rounds_while_read(const Batch& batch) const;
   /// One activation scale for a whole tensor.
   bool one_scale() const { return activations_ == ActivationFormat::kFp8PerTensor; }
-  /// Whether codes become bf16 numbers once they are rounded, for weights that are bf16 too.
-  bool expands() const { return activations_ == ActivationFormat::kMxfp8; }
+  /// Whether codes become other numbers once they are rounded: MX rows become bf16 where the
+  /// weights do, else E4M3 with a scale per row.
+  bool converted() const { return is_mx(activations_); }
+  bool expanded() const {
+    return converted() && gate_up_.packed->rows().fragments.order == FragmentOrder::kBf16;
+  }
+  int64_t number_row_bytes(int64_t cols) const {
+    return expanded() ? cols * 2 : padded_row_bytes(Format::kFp8E4m3, cols);
+  }
+  NumberPlaces take_numbers(WorkspaceCarver& carver, int64_t rows, int64_t cols) const;
   void set_weights(const Matrix& matrix, DecodeArgs& args) const;
   void multiply(const Matrix& matrix, const DecodeArgs& args, Stream stream) const;
   bool quantised() const { return activations_ != ActivationFormat::kNone; }
