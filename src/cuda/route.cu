@@ -74,21 +74,22 @@ RouteKind kind_of(const RouteJob& job, bool even_groups) {
       spec.num_groups <= 1 && !biased) {
     return RouteKind::kLogits;
   }
-  return spec.scoring == Scoring::kSigmoid && biased && (spec.num_groups <= 1 || even_groups)
-             ? RouteKind::kBiased
-             : RouteKind::kAny;
+  if (!biased || (spec.num_groups > 1 && !even_groups)) return RouteKind::kAny;
+  switch (spec.scoring) {
+    case Scoring::kSigmoid: return RouteKind::kBiasedSigmoid;
+    case Scoring::kSqrtSoftplus: return RouteKind::kBiasedSqrtSoftplus;
+    case Scoring::kSoftmax: break;
+  }
+  return RouteKind::kAny;
 }
 
 using RouteKernel = void (*)(RouteParams);
-template <int kSlots>
-RouteKernel kernel_for(RouteKind kind) {
-  switch (kind) {
-    case RouteKind::kLogits: return route_kernel<kSlots, RouteKind::kLogits>;
-    case RouteKind::kBiased: return route_kernel<kSlots, RouteKind::kBiased>;
-    case RouteKind::kAny: break;
+struct Kernels {
+  template <int kSlots, RouteKind kKind>
+  static RouteKernel get() {
+    return route_kernel<kSlots, kKind>;
   }
-  return route_kernel<kSlots, RouteKind::kAny>;
-}
+};
 
 }  // namespace
 
@@ -116,11 +117,11 @@ void route(const RouteJob& job, int device, Stream stream) {
   const RouteParams params = route_params(job);
   const auto kernel = [&]() -> RouteKernel {
     switch (route_slots(job.num_experts)) {
-      case 4: return kernel_for<4>(params.kind);
-      case 8: return kernel_for<8>(params.kind);
-      case 16: return kernel_for<16>(params.kind);
-      case 32: return route_kernel<32, RouteKind::kAny>;
-      default: return route_kernel<128, RouteKind::kAny>;
+      case 4: return route_kernel_of<Kernels, 4>(params.kind);
+      case 8: return route_kernel_of<Kernels, 8>(params.kind);
+      case 16: return route_kernel_of<Kernels, 16>(params.kind);
+      case 32: return route_kernel_of<Kernels, 32>(params.kind);
+      default: return route_kernel_of<Kernels, 128>(params.kind);
     }
   }();
   launch(kernel,

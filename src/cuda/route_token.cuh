@@ -22,8 +22,45 @@ inline constexpr uint32_t kAllLanes = ~0u;
 enum class RouteKind {
   kAny,
   kLogits,  ///< renormalised softmax of whole lanes: logits are compared, few of them weighed
-  kBiased,  ///< sigmoid and selection bias of whole lanes, with groups of whole lanes or none
+  /// Score and selection bias of whole lanes, with groups of whole lanes or none.
+  kBiasedSigmoid,
+  kBiasedSqrtSoftplus,
 };
+/// Whether there is a kernel of this kind for so many slots; else kAny takes its place. Nobody's
+/// softmax has more than 512 experts, nobody's sqrt-softplus less than 129 or more than 512.
+constexpr bool has_route_kernel(int slots, RouteKind kind) {
+  switch (kind) {
+    case RouteKind::kLogits: return slots <= 16;
+    case RouteKind::kBiasedSigmoid: return slots <= 32;
+    case RouteKind::kBiasedSqrtSoftplus: return slots == 8 || slots == 16;
+    case RouteKind::kAny: break;
+  }
+  return true;
+}
+
+/// Kernels::get<kSlots, kind>() of the kind that there is.
+template <class Kernels, int kSlots>
+auto route_kernel_of(RouteKind kind) {
+  switch (kind) {
+    case RouteKind::kLogits:
+      if constexpr (has_route_kernel(kSlots, RouteKind::kLogits)) {
+        return Kernels::template get<kSlots, RouteKind::kLogits>();
+      }
+      break;
+    case RouteKind::kBiasedSigmoid:
+      if constexpr (has_route_kernel(kSlots, RouteKind::kBiasedSigmoid)) {
+        return Kernels::template get<kSlots, RouteKind::kBiasedSigmoid>();
+      }
+      break;
+    case RouteKind::kBiasedSqrtSoftplus:
+      if constexpr (has_route_kernel(kSlots, RouteKind::kBiasedSqrtSoftplus)) {
+        return Kernels::template get<kSlots, RouteKind::kBiasedSqrtSoftplus>();
+      }
+      break;
+    case RouteKind::kAny: break;
+  }
+  return Kernels::template get<kSlots, RouteKind::kAny>();
+}
 
 struct RouteParams {
   RouteJob job;
@@ -57,10 +94,10 @@ __device__ inline uint32_t ordered(float value) {
 __device__ inline float from_ordered(uint32_t key) {
   return __uint_as_float((key & 0x80000000u) != 0 ? key & 0x7fffffffu : ~key);
 }
-/// numerator / denominator as IEEE rounds it, for a denominator in [1, 2] and a numerator in [0, 1]
+/// numerator / denominator as IEEE rounds it, for a denominator in [1, 3] and a numerator in [0, 1]
 /// that is not below 2^-25 unless the denominator is 1: the hardware's own steps without the branch
 /// for other ranges, which would keep the slots' chains from overlapping.
-__device__ inline float divide_by_unit(float numerator, float denominator) {
+__device__ inline float divide_in_range(float numerator, float denominator) {
   float inverse;
   asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(inverse) : "f"(denominator));
   inverse = fmaf(fmaf(-denominator, inverse, 1.0f), inverse, inverse);
@@ -71,7 +108,20 @@ __device__ inline float divide_by_unit(float numerator, float denominator) {
 /// sigmoid() of core/portable_math.h.
 __device__ inline float branchless_sigmoid(float x) {
   const float z = exp_nonpositive(-fabsf(x));
-  return divide_by_unit(x < 0.0f ? z : 1.0f, 1.0f + z);
+  return divide_in_range(x < 0.0f ? z : 1.0f, 1.0f + z);
+}
+/// sqrt_softplus() of core/gating_score.h. From -17 on everything is in the ranges where the
+/// hardware's own steps round as IEEE does: quotients from 2^-26 or too small to matter, roots of
+/// 4e-8 and more. Below, the exponential is all.
+__device__ inline float branchless_sqrt_softplus(float x) {
+  const bool is_small = x < -17.0f;
+  const float z = exp_nonpositive(is_small ? 0.5f * x : -fabsf(x));
+  const float value = fmaxf(x, 0.0f) + log_of_ratio(divide_in_range(z, 2.0f + z));
+  float inverse;
+  asm("rsqrt.approx.ftz.f32 %0, %1;" : "=f"(inverse) : "f"(value));
+  const float root = value * inverse;
+  const float rounded = fmaf(fmaf(-root, root, value), 0.5f * inverse, root);
+  return is_small ? z : rounded;
 }
 /// selection_key of a finite number, and NaN for NaN.
 __device__ inline float flushed(float value) {
@@ -132,6 +182,8 @@ class TokenRouter {
   }
 
  private:
+  static constexpr bool kBiased =
+      kKind == RouteKind::kBiasedSigmoid || kKind == RouteKind::kBiasedSqrtSoftplus;
   static constexpr int kUnroll = kSlots <= 32 ? kSlots : 1;  // more slots live in local memory
 
   __device__ static float nothing() { return __uint_as_float(0x7fffffffu); }
@@ -200,9 +252,13 @@ class TokenRouter {
   }
 
   __device__ Scoring scoring() const {
-    return kKind == RouteKind::kLogits   ? Scoring::kSoftmax
-           : kKind == RouteKind::kBiased ? Scoring::kSigmoid
-                                         : job_.spec.scoring;
+    switch (kKind) {
+      case RouteKind::kLogits: return Scoring::kSoftmax;
+      case RouteKind::kBiasedSigmoid: return Scoring::kSigmoid;
+      case RouteKind::kBiasedSqrtSoftplus: return Scoring::kSqrtSoftplus;
+      case RouteKind::kAny: break;
+    }
+    return job_.spec.scoring;
   }
   __device__ bool is_softmax() const { return scoring() == Scoring::kSoftmax; }
   __device__ bool hash() const { return kKind == RouteKind::kAny && job_.spec.hash; }
@@ -210,8 +266,7 @@ class TokenRouter {
     return kKind != RouteKind::kLogits && job_.spec.num_groups > 1;
   }
   __device__ bool has_selection_bias() const {
-    return kKind == RouteKind::kBiased ||
-           (kKind == RouteKind::kAny && job_.selection_bias != nullptr);
+    return kBiased || (kKind == RouteKind::kAny && job_.selection_bias != nullptr);
   }
   /// Largest of the warp; NaN does not count, and there are other numbers.
   __device__ static float warp_max(float value) {
@@ -255,7 +310,7 @@ class TokenRouter {
     } else {
 #pragma unroll kUnroll
       for (int j = 0; j < kSlots; ++j) {
-        logits_[j] = gating_score(Scoring::kSqrtSoftplus, logits_[j], 0.0f);
+        logits_[j] = branchless_sqrt_softplus(logits_[j]);
       }
     }
   }
@@ -463,8 +518,7 @@ class TokenRouter {
   __device__ void choose() {
     make_keys();
     if (has_groups()) {
-      kKind == RouteKind::kBiased || group_shift_ >= 0 ? keep_best_groups()
-                                                       : keep_best_uneven_groups();
+      kBiased || group_shift_ >= 0 ? keep_best_groups() : keep_best_uneven_groups();
     }
     if constexpr (kSlots <= kLanes) {
       if (job_.top_k <= kLanes) {

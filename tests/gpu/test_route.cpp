@@ -120,6 +120,45 @@ TEST(GpuRoute, EveryScoringAndSize) {
   }
 }
 
+/// Selection biases choose, so that weights show the score of any logit, of every exponent.
+TEST(GpuRoute, ScoresHaveTheHostsBits) {
+  constexpr int64_t kTokens = 4096, kTopK = 32;
+  for (const auto scoring : {Scoring::kSigmoid, Scoring::kSqrtSoftplus}) {
+    for (const int64_t experts : {256, 384, 896}) {
+      SCOPED_TRACE(std::string(to_string(scoring)) + " E " + std::to_string(experts));
+      Random random(19);
+      Buffer logits(DataType::kF32, {kTokens, experts});
+      for (int64_t i = 0; i < logits.size(); ++i) {
+        if (i % 2 == 0) {
+          logits.set(i, 40 * random.normal());
+        } else {
+          const auto bits = static_cast<uint32_t>(random.below(int64_t{1} << 32));
+          logits.as<uint32_t>()[i] = bits;
+        }
+      }
+      Buffer bias(DataType::kF32, {experts});
+      for (int64_t e = 0; e < experts; ++e) bias.set(e, e % 7 == 3 ? 1e30 + 1e25 * double(e) : 0.0);
+      Buffer ids(DataType::kI32, {kTokens, kTopK});
+      Buffer weights(DataType::kF32, {kTokens, kTopK});
+      ops::RouteArgs args{.router_logits = logits,
+                          .selection_bias = bias,
+                          .topk_ids = ids,
+                          .topk_weights = weights};
+      const RoutingSpec spec{.scoring = scoring, .renormalize = false};
+      const DeviceTensor on_gpu[] = {DeviceTensor(logits), DeviceTensor(bias), DeviceTensor(ids),
+                                     DeviceTensor(weights)};
+      const ops::RouteArgs on_device{.router_logits = on_gpu[0],
+                                     .selection_bias = on_gpu[1],
+                                     .topk_ids = on_gpu[2],
+                                     .topk_weights = on_gpu[3]};
+      cpu::route(spec, args);
+      test::gpu().route({.spec = spec, .args = on_device}, test::on_gpu());
+      EXPECT_TRUE(same_bits(on_gpu[2].fetch(), ids));
+      EXPECT_TRUE(same_bits(on_gpu[3].fetch(), weights));
+    }
+  }
+}
+
 TEST(GpuRoute, Groups) {
   for (const auto score : {GroupScore::kTop2Sum, GroupScore::kMax}) {
     for (const bool biased : {false, true}) {

@@ -120,15 +120,12 @@ __global__ void __launch_bounds__(kFewThreads)
 }
 
 using Kernel = void (*)(Params);
-template <int kSlots>
-Kernel kernel_for(RouteKind kind) {
-  switch (kind) {
-    case RouteKind::kLogits: return route_sort_kernel<kSlots, RouteKind::kLogits>;
-    case RouteKind::kBiased: return route_sort_kernel<kSlots, RouteKind::kBiased>;
-    case RouteKind::kAny: break;
+struct Kernels {
+  template <int kSlots, RouteKind kKind>
+  static Kernel get() {
+    return route_sort_kernel<kSlots, kKind>;
   }
-  return route_sort_kernel<kSlots, RouteKind::kAny>;
-}
+};
 
 }  // namespace
 
@@ -145,10 +142,10 @@ void route_sort(const RouteJob& route, const SortJob& sort, const RoundJob& roun
   const RouteKind kind = params.route.kind;
   const auto kernel = [&]() -> Kernel {
     switch (route_slots(route.num_experts)) {
-      case 4: return kernel_for<4>(kind);
-      case 8: return kernel_for<8>(kind);
-      case 16: return kernel_for<16>(kind);
-      default: return route_sort_kernel<32, RouteKind::kAny>;
+      case 4: return route_kernel_of<Kernels, 4>(kind);
+      case 8: return route_kernel_of<Kernels, 8>(kind);
+      case 16: return route_kernel_of<Kernels, 16>(kind);
+      default: return route_kernel_of<Kernels, 32>(kind);
     }
   }();
   // A token per warp; warps without one help to write the lists.
