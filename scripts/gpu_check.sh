@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Runs every GPU test and bench on this machine from built binaries and writes results/<gpu>/*.json.
 # Usage: gpu_check.sh [--bin DIR] [--out DIR] [--commit ID] [--tests | --quick] [--sanitize] [--shapes SECONDS]
-#   --bin: one folder with test_gpu, bench_{gpu,layers,prefill,stages} and switchyard (default: where build/cuda has them)
+#   --bin: one folder with test_gpu, bench_{accuracy,gpu,layers,prefill,stages} and switchyard (default: where build/cuda has them)
 #   --tests: no benches
 #   --quick: only layers of up to 64 tokens
 #   --sanitize: also compute-sanitizer's memcheck, racecheck and initcheck over a part of the tests
@@ -28,6 +28,7 @@ steps=${bin:-$built/bench}/bench_gpu
 layers=${bin:-$built/bench}/bench_layers
 prefill=${bin:-$built/bench}/bench_prefill
 stages=${bin:-$built/bench}/bench_stages
+accuracy=${bin:-$built/bench}/bench_accuracy
 switchyard=${bin:-$built/cli}/switchyard
 commit=${commit:-$(git -C "$here" describe --always --dirty)}
 gpu=$(nvidia-smi --query-gpu=name --format=csv,noheader | head -1)
@@ -57,6 +58,8 @@ wait_shards() {
 status=0 pids=()
 # Most of a test's time is its double-precision reference on the CPU: as many at once as cores allow.
 start_shards tests $(($(nproc) > 16 ? 16 : $(nproc))) "$tests"
+"$accuracy" --backend cuda --json "$log/accuracy.json" >"$log/accuracy.log" 2>&1 &
+pids+=($!)
 wait_shards
 grep -h -A 25 'Failure' "$log"/tests.*.log | head -80 || true
 grep -h '^\[  FAILED  \]' "$log"/tests.*.log | sort -u || true

@@ -52,7 +52,7 @@ def main():
     write("tests.json", {"tests": sum(suite["tests"] for suite in suites.values()),
                          "failures": sum(suite["failures"] for suite in suites.values()),
                          "suites": suites, "sanitizers": sanitizers, "fixtures": fixtures})
-    for name in ("limits.json", "steps.json", "prefill.json", "stages.json", "kernels.json", "peers.json", "layer_peers.json", "shapes.json"):
+    for name in ("limits.json", "steps.json", "prefill.json", "stages.json", "kernels.json", "accuracy.json", "peers.json", "layer_peers.json", "shapes.json"):
         if (log / name).exists():
             write(name, json.loads((log / name).read_text()))
     layers = [json.loads(path.read_text()) for path in sorted(log.glob("layers.*.json"))]

@@ -316,6 +316,16 @@ def gpu_stages():
     return f"{origin}\n\n" + table_of(["source", "stage", "operands", "T", "blocks of", "us", "read", "share", "TFLOP/s", "published"], lines)
 
 
+def gpu_accuracy():
+    """What formats cost, against three references."""
+    record, origin = gpu_record("accuracy.json")
+    if record is None:
+        return origin
+    lines = [[row["case"], row["tokens"], *(f"{row[key]:.2e}" for key in ("same_rounding", "exact_activations", "unquantised", "weights_alone"))]
+             for row in record["results"]]
+    return f"{origin}\n\n" + table_of(["formats", "T", "same rounding", "exact activations", "unquantised", "weights alone, unquantised"], lines)
+
+
 def gpu_kernels():
     """Registers and stack by kernel template."""
     record, origin = gpu_record("kernels.json")
@@ -338,7 +348,7 @@ TABLES = {
     "README.md": {"cpu-bench": cpu_bench, "cpu-ggml": cpu_ggml, "gpu-layers": gpu_layers, "gpu-steps": gpu_steps},
     "docs/measured.md": {"cpu-figures": cpu_figures, "sort-peers": sort_peers, "gpu-routing": gpu_routing, "gpu-route-sort": gpu_route_sort,
                          "gpu-quantisation": gpu_quantisation, "gpu-combine": gpu_combine, "gpu-shapes": gpu_shapes, "gpu-prefill": gpu_prefill,
-                         "gpu-prefill-rates": gpu_prefill_rates, "gpu-stages": gpu_stages, "gpu-kernels": gpu_kernels, "gpu-tests": gpu_tests,
+                         "gpu-prefill-rates": gpu_prefill_rates, "gpu-stages": gpu_stages, "gpu-kernels": gpu_kernels, "gpu-accuracy": gpu_accuracy, "gpu-tests": gpu_tests,
                          "gpu-fixtures": gpu_fixtures},
 }
 
