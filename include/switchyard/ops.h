@@ -167,7 +167,9 @@ struct DenseArgs {
   TensorView output{};         ///< out [T, H]
 };
 
-/// Packed experts of one layer, for callers that run the steps themselves.
+/// Packed experts of one layer, for callers that run the steps themselves. On Hopper gate_up and
+/// down are fastest with blocks of 8 to 64 rows (powers of two) for few rows per expert and of 128
+/// for many, bf16 outputs, and data on 16 bytes; anything else runs on slower kernels.
 class SWITCHYARD_EXPORT Experts {
  public:
   static Experts create(const LayerSpec& spec, const ExpertSource& source,
