@@ -106,10 +106,11 @@ void combine(const CombineJob& job, Stream stream) {
       (job.addend == nullptr || vectors_aligned(job.addend, job.width, job.addend_type)) &&
       (job.residual == nullptr || vectors_aligned(job.residual, job.width, job.residual_type));
   const auto columns = static_cast<unsigned>(ceil_div<int64_t>(job.width, kThreads * kVector));
-  const bool few = job.tokens.limit <= kFewTokens;
-  launch(!aligned ? combine_kernel<false, 4>
-         : few    ? combine_kernel<true, 8>
-                  : combine_kernel<true, 4>,
+  const auto kernel = !aligned                        ? combine_kernel<false, 4>
+                      : job.tokens.limit > kFewTokens ? combine_kernel<true, 4>
+                      : job.top_k > 8                 ? combine_kernel<true, 12>
+                                                      : combine_kernel<true, 8>;
+  launch(kernel,
          {.grid = dim3(static_cast<unsigned>(job.tokens.limit) * columns),
           .block = kThreads,
           .overlap_previous = can_overlap()},

@@ -22,6 +22,7 @@ __global__ void __launch_bounds__(kWarpsPerBlock* kLanes)
   TokenRouter<kSlots, kKind> router(params, scratch[warp]);
   wait_for_previous_kernel();
   let_next_kernel_start();
+  router.load_biases();  // not before: a caller's kernel may have written them
   router.route(token, token < job.tokens.value(),
                [&](int k, int32_t id, float weight) { write_choice(job, token, k, id, weight); });
 }

@@ -151,6 +151,11 @@ class TokenRouter {
         group_shift_(params.group_shift),
         scratch_(scratch) {}
 
+  /// Before route(): selection biases come from far away, so a layer, whose biases never change,
+  /// asks for them before it waits for the logits.
+  __device__ void load_biases() {
+    if (!hash() && !keys_are_logits()) load_biases(keys_);
+  }
   /// Calls emit(column, expert, weight) for this lane's columns of topk_ids, those k with k % 32 ==
   /// lane; expert -1 for a token that is not there, and for the choices of one without experts.
   template <class Emit>
@@ -158,7 +163,6 @@ class TokenRouter {
     first_logit_ = token * job_.num_experts;
     bool routed = exists;
     if (exists) {
-      if (!hash() && !keys_are_logits()) load_biases(keys_);  // beside the logits
       load_logits();
       if (hash()) {
         routed = look_up(token);

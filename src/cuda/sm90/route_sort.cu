@@ -74,22 +74,23 @@ __global__ void __launch_bounds__(kFewThreads)
                       s.scratch[0].keys);
   }
   const uint32_t num_blocks = params.num_blocks;
+  const int32_t at = static_cast<int32_t>(blockIdx.x) * kFewThreads + thread();
+  FewPair own{-1, at / kLanes};
+  TokenRouter<kSlots, kKind> router(params.route, s.scratch[thread() / kLanes]);
+  if (own.token < job.tokens.limit) router.load_biases();
   clear_few(s.sort);
   if (num_blocks > 1) cluster_arrive();
   __syncthreads();
   wait_for_previous_kernel();
   let_next_kernel_start();
 
-  const int32_t at = static_cast<int32_t>(blockIdx.x) * kFewThreads + thread();
   const auto num_tokens = static_cast<int32_t>(job.tokens.value());
   constexpr int kGroups = few_groups(kSlots);
   bool local[kGroups];
   load_few_mask(p.job, local);
-  FewPair own{-1, at / kLanes};
   const int slot = lane();
   float weight = 0.0f;
   if (own.token < job.tokens.limit) {
-    TokenRouter<kSlots, kKind> router(params.route, s.scratch[thread() / kLanes]);
     router.route(own.token, own.token < num_tokens, [&](int k, int32_t id, float its_weight) {
       own.id = id;
       weight = its_weight;
