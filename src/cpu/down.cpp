@@ -106,10 +106,11 @@ void down(const Pass& pass, const uint8_t* rows, const DownOutput& output) {
   const auto panel = [&](ItemClaim::Item item) {
     return item ? stage.first_panel(item.shard) + item.index : -1;
   };
+  const int64_t most = panels_of_pass(*pass.panels, pass.num_rows);
   run_on_all(*pass.panels->executor, [&](int thread) {
     const Worker worker(pass, rows, output, pass.scratch(thread));
     ItemClaim claim(sharded, pass.panels->topology->current_node());
-    while (const auto item = claim.take(panels_of_pass(pass.num_rows))) {
+    while (const auto item = claim.take(most)) {
       worker.run(panel(item), item.count, panel(claim.peek()));
     }
   });

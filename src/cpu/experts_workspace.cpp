@@ -19,7 +19,9 @@ ThreadRegions thread_regions(const ExpertPanels& panels, int64_t pass_rows) {
   regions.row = carver.take(blocks * kBlockCols * kFloat);
   regions.gate = carver.take(kChunkRows * kPanelRows * kFloat);
   regions.up = carver.take(kChunkRows * kPanelRows * kFloat);
-  regions.products = carver.take(std::max(pass_rows, kLeastProductRows) * kPanelRows * kFloat);
+  const int64_t product_rows =
+      std::max(pass_rows * panels_of_pass(panels, pass_rows), kLeastProductRows);
+  regions.products = carver.take(product_rows * kPanelRows * kFloat);
   regions.bytes = carver.bytes();
   return regions;
 }

@@ -195,8 +195,10 @@ static void decode_floats(const Slab& slab, uint8_t* out) {
 }
 
 template <class Isa, class Products, bool kScaled, int kTileRows>
-static void float_rows(const MultiplyJob& job, const Slab& slab, bool fresh) {
-  for (int begin = 0, count; begin < job.num_rows; begin += count) {
+static void float_rows(const MultiplyJob& job, Slab slab, bool fresh) {
+  const int tiles = (job.num_rows + kTileRows - 1) / kTileRows;
+  for (int begin = 0, tile = 0, count; begin < job.num_rows; begin += count, ++tile) {
+    if (shares_prefetches(job)) share_prefetches(slab, tile, tiles);
     count = tile_rows(job.num_rows - begin, kTileRows);
     const uint8_t* rows[kTileRows];
     float* out[kTileRows];

@@ -1,7 +1,9 @@
 #pragma once
 // One panel of 32 outputs times any number of rows. Every output element is one definition whatever
 // the tile and the instruction set, so its bits depend on neither:
-//   integer rows    acc = fma(float(exact int32 sum of 32 products), weight scale * row scale, acc)
+//   integer rows    acc = fma(float(exact int32 sum of 32 products) * weight scale, row scale, acc)
+//                   without the weight scale where int8 has one per output, which follows at the
+//                   end
 //   scaled weights  chain = fma(value, x, chain) over 32 columns; acc = fma(chain, scale, acc)
 //   plain floats    acc = fma(value, x, acc)
 // in ascending column order (16 in place of 32 where scales are per 16).
@@ -33,6 +35,7 @@ static void aim_prefetch(const MultiplyJob& job, Slab& slab) {
   if (shares_prefetches(job)) {
     const int blocks = layout.num_blocks < kSlabBlocks ? layout.num_blocks : kSlabBlocks;
     distance = int64_t{blocks} * layout.block_bytes;
+    slab.near = false;
   }
   const int64_t start = int64_t{slab.first_block} * layout.block_bytes + distance;
   const int64_t left = layout.panel_bytes - layout.values_offset - start;
@@ -54,6 +57,7 @@ static void multiply(const MultiplyJob& job) {
   const float factor = job.global_scale * scale_factor(layout.values, integer);
   Slab slab;
   slab.half_scales = layout.scale_cols < kBlockCols;
+  slab.end_block = layout.num_blocks;
   slab.scales = job.scratch->scales;
   slab.scale_step = layout.num_scales > 1 ? kPanelRows : 0;
   slab.zeros = job.scratch->zeros;

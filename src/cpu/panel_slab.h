@@ -15,10 +15,11 @@ constexpr bool prefetches_into_l1(PanelValues values) { return !has_scales(value
 /// How far ahead of their use. One integer row is multiplied about as fast as memory delivers:
 /// distant prefetches lead the hardware's astray (one core, 2, 3, 4, 5, 8 KiB ahead and none: int8
 /// 31.8 31.7 31.1 29.3 20.0, 29.1 GB/s; MXFP4 13.9 17.3 19.6 22.7 20.6, 17.6). Slower work sees too
-/// few lines ahead with near ones (3, 4, 5, 8 KiB: int8 with 4 rows 16 18 21 23; FP8 15 18 20 22).
+/// few lines ahead with near ones (3, 4, 5, 8 KiB: FP8 15 18 20 22;
+/// 4, 6, 8, 12 KiB: int8 with 6 rows 19 24 22 22).
 constexpr int64_t prefetch_bytes(PanelValues values, bool one_integer_row) {
   if (!has_scales(values)) return 4096;
-  if (!one_integer_row) return 8192;
+  if (!one_integer_row) return values == PanelValues::kInt8 ? 6144 : 8192;
   return values == PanelValues::kInt8 ? 3072 : 5120;
 }
 
@@ -46,6 +47,7 @@ struct Slab {
   const int32_t* zeros = nullptr;   // [num_blocks][32]
   int first_block = 0;
   int num_blocks = 0;
+  int end_block = 0;  // of the panel
   bool half_scales = false;
   // While block b is worked on, the block's bytes at (b < switch_at ? ahead : beyond) + b * block
   // bytes are prefetched, and if b < header_blocks header_lines lines of the next panel's scales.
@@ -53,6 +55,7 @@ struct Slab {
   const uint8_t* ahead = nullptr;
   const uint8_t* beyond = nullptr;
   int64_t ahead_step = 0;
+  bool near = true;  // not a whole slab ahead, which L1 would not hold
   int switch_at = 0;
   const uint8_t* header = nullptr;
   int header_lines = 0;
@@ -87,27 +90,33 @@ SWITCHYARD_INLINE void share_prefetches(Slab& slab, int tile, int tiles) {
 }
 
 template <PanelValues kValues>
-SWITCHYARD_INLINE void prefetch_line(const uint8_t* p) {
-  constexpr auto kHint = prefetches_into_l1(kValues) ? _MM_HINT_T0 : _MM_HINT_T1;
-  _mm_prefetch(reinterpret_cast<const char*>(p), kHint);
+SWITCHYARD_INLINE void prefetch_line(const uint8_t* p, bool near) {
+  if (prefetches_into_l1(kValues) && near) {
+    _mm_prefetch(reinterpret_cast<const char*>(p), _MM_HINT_T0);
+  } else {
+    _mm_prefetch(reinterpret_cast<const char*>(p), _MM_HINT_T1);
+  }
 }
 
 /// Prefetches for one block, spread over its work: a burst would fill the miss buffers.
 template <PanelValues kValues>
 struct Prefetch {
   const uint8_t* next;
+  bool near;
 
   SWITCHYARD_INLINE Prefetch of(const Slab& slab, int block, bool wanted) {
-    if (!wanted || slab.beyond == nullptr) return {nullptr};
-    if (block < slab.prefetch_begin || block >= slab.prefetch_end) return {nullptr};
+    if (!wanted || slab.beyond == nullptr) return {nullptr, false};
+    if (block < slab.prefetch_begin || block >= slab.prefetch_end) return {nullptr, false};
     for (int i = 0; block < slab.header_blocks && i < slab.header_lines; ++i) {
-      prefetch_line<kValues>(slab.header + (int64_t{block} * slab.header_lines + i) * kLineBytes);
+      prefetch_line<kValues>(slab.header + (int64_t{block} * slab.header_lines + i) * kLineBytes,
+                             slab.near);
     }
     const uint8_t* next = block < slab.switch_at ? slab.ahead : slab.beyond;
-    if (next == nullptr) return {nullptr};
+    if (next == nullptr) return {nullptr, false};
     next += block * slab.ahead_step;
-    if (slab.codes != nullptr) prefetch_line<kValues>(next + values_block_bytes(kValues));
-    return {next};
+    if (slab.codes != nullptr)
+      prefetch_line<kValues>(next + values_block_bytes(kValues), slab.near);
+    return {next, slab.near};
   }
   /// Part `part` of `parts` of the block's lines.
   SWITCHYARD_INLINE void step(const Prefetch& prefetch, int part, int parts) {
@@ -115,7 +124,7 @@ struct Prefetch {
     const int bytes = values_block_bytes(kValues) / parts;
 #pragma GCC unroll 8
     for (int i = 0; i < bytes; i += kLineBytes)
-      prefetch_line<kValues>(prefetch.next + part * bytes + i);
+      prefetch_line<kValues>(prefetch.next + part * bytes + i, prefetch.near);
   }
 };
 
@@ -136,10 +145,15 @@ SWITCHYARD_INLINE Slab blocks_of(Slab slab, int first, int count) {
   return slab;
 }
 
-/// Many integer rows prefetch a whole slab ahead and share that work among their tiles: each tile
-/// would issue all of it otherwise (VNNI, 64 rows from memory: int8 333 to 344 Gop/s, MXFP4 2 %).
+/// From so many rows on memory waits for the products, and near prefetches come too late where a
+/// slab begins: a whole slab ahead, its tiles share them (one core of Zen 4, from memory, Gop/s:
+/// MXFP4 16 rows 338 to 365; bf16 pairs 8 rows 148 to 205, 16 rows 171 to 215,
+/// 64 rows 209 to 222; fewer rows lose: bf16 4 rows 98 to 85, int8 8 rows 257 to 232).
+constexpr int min_rows_to_share_prefetches(PanelValues values) {
+  return value_bits(values) == 8 ? 12 : 6;
+}
 SWITCHYARD_INLINE bool shares_prefetches(const MultiplyJob& job) {
-  return job.row_layout->integer() && job.num_rows >= 24;
+  return job.num_rows >= min_rows_to_share_prefetches(job.layout->values);
 }
 
 /// Calls call(Count<n>) for n = count, 1 <= count <= kMax.
