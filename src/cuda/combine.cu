@@ -5,6 +5,7 @@
 #include "core/math.h"
 #include "cuda/combine.h"
 #include "cuda/launch.cuh"
+#include "cuda/slot_sum.cuh"
 #include "cuda/vector_io.cuh"
 
 namespace switchyard::cuda {
@@ -61,8 +62,7 @@ __device__ void add_slots(const CombineJob& job, const Slots<kSlots>& slots, int
       load_vector(job.expert_output, job.input_type, slots.pair[i] * job.width + column,
                   (slots.pair[i] + 1) * job.width, false, value);
     }
-#pragma unroll
-    for (int j = 0; j < kVector; ++j) sum[j] = fmaf(weight[i], value[j], sum[j]);
+    add_slot(weight[i], value, sum);
   }
 }
 

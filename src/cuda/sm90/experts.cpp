@@ -16,6 +16,7 @@
 #include "cuda/quantize.h"
 #include "cuda/route_sort.h"
 #include "cuda/sm90/decode_launchers.h"
+#include "cuda/sm90/down_sum.h"
 #include "cuda/sm90/fp4_prefill.h"
 #include "cuda/sm90/operand_rows.h"
 #include "cuda/sm90/reencode_rows.h"
@@ -26,6 +27,8 @@ namespace {
 /// Pairs of a chunk: expert outputs of H = 7168 stay below 4 GB, and a chunk of a large model has
 /// a thousand rows per expert, so its weights are read again at no cost beside the products.
 constexpr int64_t kChunkPairs = int64_t{1} << 18;
+/// Heights of the sort's blocks.
+constexpr int64_t kMinUnit = 32, kMaxUnit = 192;
 /// The sums of INT8 products stay exact in s32.
 constexpr int64_t kMaxInt8Columns = (int64_t{1} << 31) / (128 * 128) - 1;
 
@@ -214,16 +217,39 @@ GroupedGemmConfigs Sm90Experts::select_configs(int64_t num_tokens, int64_t top_k
   return best_configs(configs_of(gate_up_.rows.rows.format, gate_up_.scaling), work, num_sms);
 }
 
-Sm90Workspace Sm90Experts::layout(int64_t max_tokens, int64_t top_k) const {
-  constexpr int64_t kMinUnit = 32, kMaxUnit = 192;
+DownSumBatch Sm90Experts::slab_batch(int64_t num_tokens, int64_t top_k) const {
+  return {.tokens = num_tokens,
+          .top_k = top_k,
+          .experts = spec_.num_experts,
+          .sorted_rows = sort_capacity(num_tokens, top_k, spec_.num_experts, kMaxUnit),
+          .row_bytes = int64_t{down_.rows.num_cols} * element_bits(down_.rows.rows.format) / 8,
+          .columns = down_.rows.num_rows};
+}
+
+DownSumPlan Sm90Experts::plan_slabs(int64_t num_tokens, int64_t top_k) const {
+  // A single expert's rows are not sorted by pair, and there is no such kernel for other weights.
+  const bool has_kernel = !in_fragment_order(down_.rows) && down_.rows.rows.format != Format::kBf16;
+  if (spec_.num_experts == 1 || !has_kernel ||
+      num_tokens * top_k * spec_.expert_width() * 2 < kDownSumMinOutputBytes) {
+    return {};
+  }
+  return plan_down_sum(slab_batch(num_tokens, top_k), device_facts(device_).num_sms);
+}
+
+Sm90Workspace Sm90Experts::layout(int64_t num_tokens, int64_t top_k) const {
   const int64_t inner = spec_.intermediate_size;
   const int64_t width = spec_.expert_width();
   Sm90Workspace w;
-  w.chunk_tokens = chunk_tokens(max_tokens, top_k);
+  w.chunk_tokens = chunk_tokens(num_tokens, top_k);
   const int64_t pairs = w.chunk_tokens * top_k;
   const int64_t rows = sort_capacity(w.chunk_tokens, top_k, spec_.num_experts, kMaxUnit);
   WorkspaceCarver carver;
+  w.slabs = plan_slabs(w.chunk_tokens, top_k);
   w.tile_counters = carver.take(kTileCounterBytes);
+  if (w.slabs.fits) {
+    w.slab_counters = carver.take(w.slabs.counter_bytes());
+    w.pair_rows = carver.take(pairs * 4);
+  }
   w.sorted_ids = carver.take(rows * 4);
   w.sorted_weights = carver.take(rows * 4);
   w.sorted_expert_ids = carver.take(ceil_div<int64_t>(rows, kMinUnit) * 4);
@@ -247,7 +273,8 @@ Sm90Workspace Sm90Experts::layout(int64_t max_tokens, int64_t top_k) const {
     }
   }
   w.hidden = carver.take(rows * inner * 2);
-  w.expert_output = carver.take(pairs * width * 2);
+  w.expert_output =
+      carver.take(w.slabs.fits ? down_sum_most_ring_bytes(spec_.num_experts) : pairs * width * 2);
   w.bytes = carver.bytes();
   return w;
 }
@@ -255,7 +282,12 @@ Sm90Workspace Sm90Experts::layout(int64_t max_tokens, int64_t top_k) const {
 int64_t Sm90Experts::workspace_bytes(int64_t max_tokens, int64_t top_k) const {
   int64_t bytes = 0;
   if (has_prefill_) {
-    bytes = std::max(layout(max_tokens, top_k).bytes, stage_layout(max_tokens, top_k).bytes);
+    // Fewer tokens may need more: those that are not summed slab by slab.
+    const int64_t output_bytes = std::max<int64_t>(top_k * spec_.expert_width() * 2, 1);
+    const int64_t most_whole = ceil_div(kDownSumMinOutputBytes, output_bytes) - 1;
+    bytes = std::max({layout(max_tokens, top_k).bytes,
+                      layout(std::min(max_tokens, most_whole), top_k).bytes,
+                      stage_layout(max_tokens, top_k).bytes});
   }
   if (!decode_) return bytes;
   const int64_t decoded = has_prefill_ ? std::min(max_tokens, kDecodeMaxTokens) : max_tokens;
@@ -285,6 +317,10 @@ Sm90Experts::Batch Sm90Experts::sort(const RunExpertsArgs& args, int64_t begin, 
               .num_valid_ids = layout.num_valid_ids.in<int32_t>(workspace),
               .zeroed = layout.tile_counters.in(workspace),
               .zeroed_bytes = kTileCounterBytes};
+  if (layout.slabs.fits) {
+    job.reverse_sorted = layout.pair_rows.in<int32_t>(workspace);
+    job.zeroed_bytes = layout.slab_counters.end() - layout.tile_counters.begin;
+  }
   if (!args.topk_weights.empty()) {
     job.topk_weights = args.topk_weights.as<const int32_t>() + begin * top_k;
   }
@@ -445,7 +481,7 @@ StoredRows Sm90Experts::quantize_hidden(const Batch& batch) const {
   return coded.rows;
 }
 
-void Sm90Experts::down(const Batch& batch, const StoredRows& hidden) const {
+GroupedGemmJob Sm90Experts::down_job(const Batch& batch, const StoredRows& hidden) const {
   GroupedGemmJob job{.sorted = batch.sorted,
                      .tile_counter = batch.layout.tile_counters.in<uint32_t>(batch.workspace) + 1,
                      .source = RowSource::kSorted,
@@ -459,24 +495,44 @@ void Sm90Experts::down(const Batch& batch, const StoredRows& hidden) const {
                      .output = batch.layout.expert_output.in(batch.workspace),
                      .output_stride = spec_.expert_width()};
   if (spec_.weight_position == WeightPosition::kInput) job.sorted.weights = nullptr;
-  multiply(batch, job, batch.configs.down);
+  return job;
 }
 
-void Sm90Experts::combine(const Batch& batch) const {
+void Sm90Experts::down(const Batch& batch, const StoredRows& hidden) const {
+  multiply(batch, down_job(batch, hidden), batch.configs.down);
+}
+
+CombineJob Sm90Experts::combine_job(const Batch& batch) const {
   const TensorView addend = rows_of(batch.args.addend, batch.begin, batch.tokens.limit);
   const TensorView output = rows_of(batch.args.output, batch.begin, batch.tokens.limit);
   const TensorView ids = rows_of(batch.args.topk_ids, batch.begin, batch.tokens.limit);
-  cuda::combine({.expert_output = batch.layout.expert_output.in(batch.workspace),
-                 .input_type = DataType::kBf16,
-                 .topk_ids = ids.as<const int32_t>(),
-                 .num_experts = static_cast<int32_t>(spec_.num_experts),
-                 .addend = addend.data,
-                 .tokens = batch.tokens,
-                 .top_k = batch.sorted.top_k,
-                 .width = spec_.expert_width(),
-                 .output = output.data,
-                 .output_type = output.type},
-                batch.stream);
+  return {.expert_output = batch.layout.expert_output.in(batch.workspace),
+          .input_type = DataType::kBf16,
+          .topk_ids = ids.as<const int32_t>(),
+          .num_experts = static_cast<int32_t>(spec_.num_experts),
+          .addend = addend.data,
+          .tokens = batch.tokens,
+          .top_k = batch.sorted.top_k,
+          .width = spec_.expert_width(),
+          .output = output.data,
+          .output_type = output.type};
+}
+
+void Sm90Experts::combine(const Batch& batch) const {
+  cuda::combine(combine_job(batch), batch.stream);
+}
+
+void Sm90Experts::down_and_combine(const Batch& batch, const StoredRows& hidden) const {
+  if (!batch.layout.slabs.fits) {
+    down(batch, hidden);
+    return combine(batch);
+  }
+  down_sum({.down = down_job(batch, hidden),
+            .sum = combine_job(batch),
+            .pair_rows = batch.layout.pair_rows.in<const int32_t>(batch.workspace),
+            .ring = batch.layout.expert_output.in(batch.workspace),
+            .counters = batch.layout.slab_counters.in<uint32_t>(batch.workspace)},
+           batch.layout.slabs, device_facts(device_).num_sms, batch.stream);
 }
 
 void Sm90Experts::run(const RunExpertsArgs& args, Workspace workspace, Stream stream) const {
@@ -489,8 +545,7 @@ void Sm90Experts::run(const RunExpertsArgs& args, Workspace workspace, Stream st
     const Batch batch = sort(args, begin, count, places, workspace, stream);
     RowSource source;
     const StoredRows input = quantize_input(batch, source);
-    down(batch, gate_up(batch, input, source));
-    combine(batch);
+    down_and_combine(batch, gate_up(batch, input, source));
   }
 }
 
@@ -556,6 +611,22 @@ void Sm90Experts::plan(int64_t num_tokens, int64_t top_k, const MachineLimits& l
   if (rounds && !rounds_hidden(configs)) {
     add("quantize", "quantize", fmt::format("intermediate to {}", to_string(activations_)),
         pairs * inner * (2 + code_bytes), 0);
+  }
+  if (const DownSumPlan slabs = plan_slabs(chunk, top_k); slabs.fits) {
+    add("down", "sm90_down_sum",
+        fmt::format(
+            "rows stay in shared memory; {} slabs of {} columns pass through a ring of {} in "
+            "the L2 ({:.0f} MB) and are summed there, f32 in slot order: no combine",
+            slabs.num_slabs, kDownSumColumns, slabs.num_slots,
+            static_cast<double>(slabs.ring_bytes()) / 1e6),
+        touched * static_cast<double>(down_.rows.expert_bytes) * chunks +
+            pairs * inner * code_bytes + tokens * width * 2,
+        2 * pairs * width * inner);
+    if (limits.read_gbps > 0) {
+      const double us = down_sum_us(slab_batch(chunk, top_k), device_facts(device_).num_sms);
+      plan.steps.back().predicted_us = std::max(plan.steps.back().predicted_us, us * chunks);
+    }
+    return;
   }
   add_gemm("down", down_, work.down, configs.down, pairs * inner * code_bytes + pairs * width * 2,
            2 * pairs * width * inner, "rows by the copy engine");

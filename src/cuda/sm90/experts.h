@@ -4,9 +4,11 @@
 #include <optional>
 
 #include "core/activation_format.h"
+#include "core/down_sum_schedule.h"
 #include "core/fp4_prefill_cost.h"
 #include "core/kernel_family.h"
 #include "core/workspace_layout.h"
+#include "cuda/combine.h"
 #include "cuda/device_buffer.h"
 #include "cuda/quantize.h"
 #include "cuda/sm90/decode_experts.h"
@@ -19,13 +21,16 @@ namespace switchyard::cuda::sm90 {
 /// Where the intermediates of a call lie. A batch goes through in chunks of at most chunk_tokens.
 struct Sm90Workspace {
   int64_t chunk_tokens = 0;
-  WorkspaceRegion tile_counters;  // of gate_up and down, zeroed by the sort
+  DownSumPlan slabs;              // of such a chunk
+  WorkspaceRegion tile_counters;  // of gate_up and down, zeroed by the sort with slab_counters
+  WorkspaceRegion slab_counters;  // of down_sum
+  WorkspaceRegion pair_rows;      // [T, K], of down_sum
   WorkspaceRegion sorted_ids, sorted_weights, sorted_expert_ids, num_valid_ids, sort_scratch;
   WorkspaceRegion input_codes, input_scales;    // of quantised activations
   WorkspaceRegion mx_codes, mx_scales;          // of MX activations on their way to the codes
   WorkspaceRegion hidden;                       // [sorted rows, I] bf16
   WorkspaceRegion hidden_codes, hidden_scales;  // [sorted rows, ...]
-  WorkspaceRegion expert_output;                // [pairs, W] bf16
+  WorkspaceRegion expert_output;                // [pairs, W] bf16, or down_sum's ring
   int64_t bytes = 0;
 };
 
@@ -67,7 +72,11 @@ class Sm90Experts final : public TunedExperts {
     Workspace workspace;
     Stream stream;
   };
-  Sm90Workspace layout(int64_t max_tokens, int64_t top_k) const;
+  /// Of a batch of just so many tokens.
+  Sm90Workspace layout(int64_t num_tokens, int64_t top_k) const;
+  /// Down and combine of a chunk in one kernel, or plan.fits = false.
+  DownSumBatch slab_batch(int64_t num_tokens, int64_t top_k) const;
+  DownSumPlan plan_slabs(int64_t num_tokens, int64_t top_k) const;
   /// Both GEMMs of a chunk, as the cost model sees them.
   LayerGemmWork work_of(int64_t num_tokens, int64_t top_k) const;
   /// One of them, of weights in fragment order.
@@ -97,6 +106,10 @@ class Sm90Experts final : public TunedExperts {
   StoredRows quantize_mx(const Batch& batch, QuantizeJob job, TokenCount rows) const;
   void down(const Batch& batch, const StoredRows& hidden) const;
   void combine(const Batch& batch) const;
+  /// The two above in one.
+  void down_and_combine(const Batch& batch, const StoredRows& hidden) const;
+  GroupedGemmJob down_job(const Batch& batch, const StoredRows& hidden) const;
+  CombineJob combine_job(const Batch& batch) const;
 
   /// Of a stage alone: the intermediates, and the cheapest config whose tiles divide the caller's
   /// blocks, if there is one.

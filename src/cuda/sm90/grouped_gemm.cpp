@@ -4,6 +4,7 @@
 #include <limits>
 
 #include "core/grouped_tile_scheduler.h"
+#include "cuda/sm90/down_sum_kernels.h"
 #include "cuda/sm90/grouped_gemm_kernels.h"
 #include "cuda/sm90/tensor_map.h"
 #include "switchyard/error.h"
@@ -28,7 +29,9 @@ CUtensorMap row_map(const GroupedGemmJob& job) {
                                 .box_cols = kGemmBlockBytes / bytes});
 }
 
-GroupedGemmParams params_of(const GroupedGemmJob& job, const CUtensorMap& weight_map) {
+}  // namespace
+
+GroupedGemmParams grouped_gemm_params(const GroupedGemmJob& job, const CUtensorMap& weight_map) {
   const int bytes = element_bits(job.weights.rows.format) / 8;
   const bool gated = job.activation != nullptr && job.activation->gated();
   const bool weighted = job.sorted.weights != nullptr;
@@ -65,8 +68,6 @@ GroupedGemmParams params_of(const GroupedGemmJob& job, const CUtensorMap& weight
   p.output_scales = job.output_scales;
   return p;
 }
-
-}  // namespace
 
 Scaling scaling_of(const StoredRows& input, const WeightRows& weights) {
   if (weights.rows.format == Format::kBf16) return Scaling::kNone;
@@ -112,7 +113,7 @@ void grouped_gemm(const GroupedGemmJob& job, const GroupedGemmConfig& config,
   const GroupedGemmLauncher launcher = job.source == RowSource::kSorted ? variant->sorted_rows
                                        : gated                          ? variant->gathered_gated
                                                                         : variant->gathered_rows;
-  GroupedGemmParams params = params_of(job, weight_map);
+  GroupedGemmParams params = grouped_gemm_params(job, weight_map);
   const int columns = ceil_div(job.weights.num_rows, config.block_n);
   params.tiles_per_block = job.sorted.block_rows / config.block_m;
   const int32_t row_blocks = job.sorted.num_blocks * params.tiles_per_block;

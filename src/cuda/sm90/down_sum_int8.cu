@@ -1,0 +1,7 @@
+#include "cuda/sm90/down_sum.cuh"
+
+namespace switchyard::cuda::sm90 {
+void launch_down_sum_int8(const DownSumParams& params, int num_blocks, Stream stream) {
+  launch_down_sum<DownSumTraits<MmaType::kS8, Scaling::kOuter>>(params, num_blocks, stream);
+}
+}  // namespace switchyard::cuda::sm90

@@ -1,0 +1,30 @@
+#pragma once
+// Down with its sum as the launcher sees it.
+
+#include "core/down_sum_schedule.h"
+#include "cuda/combine.h"
+#include "cuda/sm90/grouped_gemm_kernels.h"
+
+namespace switchyard::cuda::sm90 {
+
+struct DownSumParams {
+  GroupedGemmParams gemm;
+  CombineJob sum;
+  const int32_t* pair_rows;  ///< [T][K]: sorted row; < 0: skipped
+  uint8_t* ring;
+  int64_t slot_bytes;
+  int32_t num_slots, num_buffers;
+  /// Per slab, 0 at the start: CTAs that have written, summed it.
+  uint32_t *computed, *summed;
+  DownSumShared shared;
+};
+
+/// All but what a tile decides; of grouped_gemm.cpp.
+GroupedGemmParams grouped_gemm_params(const GroupedGemmJob& job, const CUtensorMap& weight_map);
+
+using DownSumLauncher = void (*)(const DownSumParams&, int num_blocks, Stream);
+void launch_down_sum_fp8_outer(const DownSumParams& params, int num_blocks, Stream stream);
+void launch_down_sum_fp8_block(const DownSumParams& params, int num_blocks, Stream stream);
+void launch_down_sum_int8(const DownSumParams& params, int num_blocks, Stream stream);
+
+}  // namespace switchyard::cuda::sm90
