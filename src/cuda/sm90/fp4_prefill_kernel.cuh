@@ -8,8 +8,9 @@
 namespace switchyard::cuda::sm90 {
 
 template <class Traits>
-__device__ void multiply_tiles(const Fp4PrefillParams& p, const Fp4PrefillRing<Traits>& ring,
-                               uint8_t* shared, int consumer, int thread) {
+__device__ __forceinline__ void multiply_tiles(const Fp4PrefillParams& p,
+                                               const Fp4PrefillRing<Traits>& ring, uint8_t* shared,
+                                               int consumer, int thread) {
   Fp4PrefillConsumer<Traits> loop{p, ring, shared + Traits::kTablesAt, consumer, thread};
   RingPosition<Traits::kFactBuffers> facts_at;
   for (;;) {

@@ -130,34 +130,49 @@ struct Fp4PrefillConsumer {
     }
   }
 
-  /// Takes the sums out every kPromoteBlocks k blocks. The next stage's codes are fetched while
-  /// this one is multiplied (5 % at 128 rows); registers allow no more.
+  /// Multiplies the ring's k block, whose codes are in `raw`, and fetches those of the next one
+  /// under the products (5 % at 128 rows), if there are `more`; registers allow no more.
+  template <int kN, bool kDeep>
+  __device__ __forceinline__ void multiply_block(Part<kN>& part, Raw& raw, bool accumulate,
+                                                 bool more) {
+    HalfOperand low, high;
+    const uint64_t b = rows_descriptor();
+    convert_half<0, kDeep>(raw, low);
+    multiply_half<kN>(part, low, b, accumulate);
+    convert_half<1, kDeep>(raw, high);
+    multiply_half<kN>(part, high, b + 4, true);
+    at.advance();
+    if (more) {
+      wait_full();
+      load(raw);
+    }
+    wgmma_wait<0>();
+    pin(part);
+  }
+  /// Takes the sums out every kPromoteBlocks k blocks. Beside running products an instruction takes
+  /// two clocks or more, so what a loop would decide per k block is decided once for all of them.
   template <int kN, bool kDeep>
   __device__ __forceinline__ void accumulate_promoted(Part<kN>& sums, Part<kN>& part) {
+    constexpr int kBlocks = Traits::kPromoteBlocks;
     // No: but where the compiler knows that, it serialises the products.
     const bool kept = p.num_k_blocks < 0;
-    HalfOperand low, high;
     Raw raw;
     wait_full();
     load(raw);
-    for (int left = p.num_k_blocks; left > 0; left -= Traits::kPromoteBlocks) {
+    const auto multiply = [&](bool accumulate, bool more) {
+      const int slot = at.slot;
+      multiply_block<kN, kDeep>(part, raw, accumulate, more);
+      if constexpr (Traits::kRowScales) add_row_scaled<kN>(sums, part, slot);
+      release(slot);
+    };
+    for (int left = p.num_k_blocks; left > 0; left -= kBlocks) {
+      if (left >= kBlocks) {
+#pragma unroll
+        for (int k = 0; k < kBlocks; ++k)
+          multiply(k == 0 ? kept : true, k + 1 < kBlocks || left > kBlocks);
+      } else {
 #pragma unroll 1
-      for (int k = 0; k < Traits::kPromoteBlocks && k < left; ++k) {
-        const uint64_t b = rows_descriptor();
-        const int slot = at.slot;
-        convert_half<0, kDeep>(raw, low);
-        multiply_half<kN>(part, low, b, Traits::kRowScales ? kept : k != 0);
-        convert_half<1, kDeep>(raw, high);
-        multiply_half<kN>(part, high, b + 4, true);
-        at.advance();
-        if (k + 1 < left) {
-          wait_full();
-          load(raw);
-        }
-        wgmma_wait<0>();
-        pin(part);
-        if constexpr (Traits::kRowScales) add_row_scaled<kN>(sums, part, slot);
-        release(slot);
+        for (int k = 0; k < left; ++k) multiply(k != 0, k + 1 < left);
       }
       if constexpr (!Traits::kRowScales) {
 #pragma unroll

@@ -228,8 +228,8 @@ __device__ __forceinline__ void fill_facts(const Fp4PrefillParams& p,
 /// stage has 768 (one thread for all four copies held the kernel at 53 % of the matrix unit).
 /// Rows: by the copy engine (the last warp), or gathered 16 bytes at a time by all threads.
 template <class Traits>
-__device__ void load_tiles(const Fp4PrefillParams& p, const Fp4PrefillRing<Traits>& ring,
-                           int thread) {
+__device__ __forceinline__ void load_tiles(const Fp4PrefillParams& p,
+                                           const Fp4PrefillRing<Traits>& ring, int thread) {
   constexpr int kPassRows = 16;  // 128 threads bring 16 rows of 8 chunks
   constexpr int kPasses = Traits::kGather ? Traits::kTileRows / kPassRows : 1;
   const int warp = __shfl_sync(~0u, thread / 32, 0);
