@@ -8,7 +8,8 @@
 // each the chunks of K. Lanes have neighbouring ranges of U / P units or one more. A strip that
 // lies in several lanes is cut: the sum of every chunk is a number of its own, chunks are added in
 // k order by the lane that arrives last, so no bit depends on where the cuts are. Where whole
-// strips divide well enough none is cut.
+// strips divide well enough none is cut. With few strips, clusters take whole ones and cut them
+// among their own lanes, whose sums meet in shared memory.
 
 #include <cstdint>
 
@@ -40,6 +41,21 @@ SWITCHYARD_HOST_DEVICE constexpr int32_t decode_lanes(int32_t unit_size) {
   return unit_size <= 8 ? 4 : 1;
 }
 
+/// CTAs of a cluster.
+inline constexpr int32_t kDecodeClusterCtas = 2;
+/// Whole strips are cut all the same where that makes the longest lane so many times shorter (R1
+/// TP8, T = 2: 14 chunks to 4, 34.2 to 33.1 us; gpt-oss-120b, T = 1: 6 to 3, 29.9 to 32.0).
+inline constexpr int32_t kDecodeClusterGain = 3;
+/// Tokens that a thread has sums of come in pairs; those of a cluster's cuts that exist.
+SWITCHYARD_HOST_DEVICE constexpr int32_t decode_shared_pairs(int32_t expert_rows,
+                                                             int32_t unit_size) {
+  return ceil_div(expert_rows < unit_size ? expert_rows : unit_size, 2);
+}
+/// Bytes of a chunk's sums there.
+SWITCHYARD_HOST_DEVICE constexpr int32_t decode_shared_sum_bytes(int32_t pairs) {
+  return kDecodeRows * pairs * 2 * 4;
+}
+
 /// Consecutive chunks of one strip that one lane computes.
 struct DecodeRun {
   int32_t block = 0, strip = 0;
@@ -53,6 +69,12 @@ struct DecodeOwners {
   SWITCHYARD_HOST_DEVICE constexpr int32_t count() const { return last - first + 1; }
 };
 
+/// The units of one lane: how many, and the first.
+struct DecodeStart {
+  int32_t left = 0;
+  int32_t block = 0, strip = 0, chunk = 0;
+};
+
 struct DecodeSchedule {
   int32_t num_blocks = 0;  ///< of sorted rows
   int32_t num_strips = 0;  ///< of an expert's matrix
@@ -64,9 +86,13 @@ struct DecodeSchedule {
   /// Grains of a lane, and lanes with one more, which come first. Divided once: a kernel begins
   /// with this.
   int32_t share = 0, longer = 0;
+  /// Lanes of a cluster, if clusters take whole strips; the grains above are then theirs. Else 0.
+  int32_t cluster_lanes = 0;
 
+  /// shared_sums: chunks whose sums fit a CTA's shared memory; 0 without clusters.
   SWITCHYARD_HOST_DEVICE constexpr DecodeSchedule(int32_t blocks, int32_t strips, int32_t chunks,
-                                                  int32_t lanes, int32_t ctas, int32_t team = 1)
+                                                  int32_t lanes, int32_t ctas, int32_t team = 1,
+                                                  int32_t shared_sums = 0)
       : num_blocks(blocks),
         num_strips(strips),
         num_chunks(chunks),
@@ -75,12 +101,26 @@ struct DecodeSchedule {
     if (num_units() == 0) return;
     const int32_t whole = ceil_div(num_blocks * num_strips, num_ctas) * num_chunks;
     if (whole <= num_units() / num_ctas + decode_cut_units(team)) grain = num_chunks;
+    if (shared_sums > 0 && num_chunks > 1) {
+      const int32_t clusters = num_ctas / kDecodeClusterCtas;
+      const int32_t lanes_each = num_lanes / clusters;
+      const int32_t most = ceil_div(num_blocks * num_strips, clusters) * num_chunks;
+      const bool cuts = grain == 1 || ceil_div(most, lanes_each) * kDecodeClusterGain <= num_chunks;
+      if (cuts && most <= shared_sums) {
+        cluster_lanes = lanes_each;
+        grain = num_chunks;
+        share = num_grains() / clusters;
+        longer = num_grains() - share * clusters;
+        return;
+      }
+    }
     share = num_grains() / used_lanes();
     longer = num_grains() - share * used_lanes();
   }
   /// A CTA's lane: neighbours are of one CTA, unless whole strips shall meet all CTAs.
   SWITCHYARD_HOST_DEVICE constexpr int32_t lane_at(int32_t cta, int32_t lane) const {
-    return grain > 1 ? lane * num_ctas + cta : cta * (num_lanes / num_ctas) + lane;
+    return grain > 1 && cluster_lanes == 0 ? lane * num_ctas + cta
+                                           : cta * (num_lanes / num_ctas) + lane;
   }
   SWITCHYARD_HOST_DEVICE constexpr int32_t num_grains() const {
     return grain == 1 ? num_units() : num_blocks * num_strips;
@@ -89,27 +129,70 @@ struct DecodeSchedule {
   SWITCHYARD_HOST_DEVICE constexpr int32_t num_units() const {
     return num_blocks * num_strips * num_chunks;
   }
-  /// Lanes with work: none of them has an empty range.
+  /// Lanes with work: none of them has an empty range. Not of clusters.
   SWITCHYARD_HOST_DEVICE constexpr int32_t used_lanes() const {
     return num_lanes < num_grains() ? num_lanes : num_grains();
   }
   /// First unit of a lane, and end of the one before; lanes past the used ones begin at the end.
   SWITCHYARD_HOST_DEVICE constexpr int32_t begin(int32_t lane) const {
+    if (cluster_lanes > 0) {
+      const int32_t cluster = lane / cluster_lanes;
+      const int32_t first = begin_of_share(cluster);
+      const int32_t units = begin_of_share(cluster + 1) - first;
+      return first + (lane - cluster * cluster_lanes) * units / cluster_lanes;
+    }
     if (lane >= used_lanes()) return num_units();
-    return (lane * share + (lane < longer ? lane : longer)) * grain;
+    return begin_of_share(lane);
   }
   SWITCHYARD_HOST_DEVICE constexpr int32_t lane_of(int32_t unit) const {
+    if (cluster_lanes == 0) return share_of(unit);
+    const int32_t cluster = share_of(unit);
+    const int32_t first = begin_of_share(cluster);
+    const int32_t units = begin_of_share(cluster + 1) - first;
+    return cluster * cluster_lanes + ((unit - first + 1) * cluster_lanes - 1) / units;
+  }
+  SWITCHYARD_HOST_DEVICE constexpr DecodeStart start(int32_t lane) const {
+    const int32_t unit = begin(lane);
+    DecodeStart at{.left = begin(lane + 1) - unit};
+    if (at.left == 0) return at;
+    const int32_t strips = unit / num_chunks;
+    at.block = strips / num_strips;
+    at.strip = strips - at.block * num_strips;
+    at.chunk = unit - strips * num_chunks;
+    return at;
+  }
+  SWITCHYARD_HOST_DEVICE constexpr DecodeOwners owners(const DecodeRun& run) const {
+    const int32_t first = (run.block * num_strips + run.strip) * num_chunks;
+    return {lane_of(first), lane_of(first + num_chunks - 1)};
+  }
+
+ private:
+  SWITCHYARD_HOST_DEVICE constexpr int32_t begin_of_share(int32_t at) const {
+    return (at * share + (at < longer ? at : longer)) * grain;
+  }
+  SWITCHYARD_HOST_DEVICE constexpr int32_t share_of(int32_t unit) const {
     const int32_t at = unit / grain;
     const int32_t before = longer * (share + 1);  // grains of the longer lanes
     const bool in_longer = at < before;
     const int32_t lanes = (in_longer ? at : at - before) / (in_longer ? share + 1 : share);
     return in_longer ? lanes : longer + lanes;
   }
-  SWITCHYARD_HOST_DEVICE constexpr DecodeOwners owners(const DecodeRun& run) const {
-    const int32_t first = (run.block * num_strips + run.strip) * num_chunks;
-    return {lane_of(first), lane_of(first + num_chunks - 1)};
-  }
 };
+
+/// What a lane has to know.
+struct DecodeDivision {
+  DecodeSchedule schedule;
+  DecodeStart start;
+};
+
+/// In a CTA of a cluster: where a strip's sums meet. One place for each chunk, of which that of
+/// chunk 0, which needs none, has the barrier.
+SWITCHYARD_HOST_DEVICE constexpr int32_t decode_shared_place(const DecodeSchedule& s,
+                                                             const DecodeOwners& owners,
+                                                             const DecodeRun& run) {
+  const int32_t first = owners.first / s.cluster_lanes * s.cluster_lanes;  // lane
+  return (run.block * s.num_strips + run.strip) * s.num_chunks - s.begin(first);
+}
 
 /// Where the owners of a cut strip leave their sums: the first one its sum so far (as chunk 0),
 /// the others every chunk by itself. No lane is the first owner of two cuts.
@@ -165,20 +248,16 @@ struct DecodeWalk {
   int32_t slot = 0, num_slots = 1;
   uint32_t phase = 0;
 
-  SWITCHYARD_HOST_DEVICE constexpr DecodeWalk(const DecodeSchedule& s, const DecodeSteps& k,
-                                              int32_t lane, int32_t slots)
+  SWITCHYARD_HOST_DEVICE constexpr DecodeWalk(const DecodeStart& start, const DecodeSteps& k,
+                                              int32_t strips, int32_t chunks, int32_t slots)
       : steps(k),
-        num_strips(s.num_strips),
-        num_chunks(s.num_chunks),
-        left(s.begin(lane + 1) - s.begin(lane)),
-        num_slots(slots) {
-    if (left == 0) return;
-    const int32_t unit = s.begin(lane);
-    const int32_t strips = unit / s.num_chunks;
-    block = strips / s.num_strips;
-    strip = strips - block * s.num_strips;
-    chunk = unit - strips * s.num_chunks;
-  }
+        num_strips(strips),
+        num_chunks(chunks),
+        left(start.left),
+        block(start.block),
+        strip(start.strip),
+        chunk(start.chunk),
+        num_slots(slots) {}
   /// What the lane computes of the current strip, from the current chunk on. No division: the
   /// kernels ask once per strip.
   SWITCHYARD_HOST_DEVICE constexpr DecodeRun run() const {
@@ -221,10 +300,14 @@ struct DecodeShared {
   int32_t slots = 0;  ///< of one lane's ring
   int32_t slot_bytes = 0, step_bytes = 0, token_bytes = 0, scale_bytes = 0;
   int32_t scales = 0, factors = 0, tables = 0, barriers = 0;
+  int32_t division = 0;       ///< a DecodeDivision of each lane
   int32_t factor_strips = 0;  ///< strips of a lane whose factors are there
   int32_t factor_bytes = 0;   ///< of a strip
   int32_t table_bytes = 0;    ///< of a warpgroup
   int32_t bytes = 0;
+  /// Sums of a cluster's cuts, in what the ring leaves; none: no clusters.
+  int32_t sums = 0, num_sums = 0;
+  int32_t sum_pairs = 0;
 };
 
 /// What a lane notes about each row of a block, and words in which its threads tell each other.
@@ -249,7 +332,8 @@ SWITCHYARD_HOST_DEVICE constexpr DecodeShared decode_shared(int32_t lanes, int32
   s.factor_bytes = team * kDecodeFactorBytes;
   s.table_bytes = unit_size * kDecodeRowBytes + kDecodeNoteBytes;
   constexpr int32_t kBarriers = 16;  // full and empty of a slot
-  const int32_t room = capacity / lanes - team * s.table_bytes - s.factor_bytes -
+  constexpr auto kDivision = static_cast<int32_t>(sizeof(DecodeDivision));
+  const int32_t room = capacity / lanes - kDivision - team * s.table_bytes - s.factor_bytes -
                        2 * kBarriers;  // align_up of factors
   s.slots = room / (s.slot_bytes + s.scale_bytes + s.factor_bytes + kBarriers);
   // A strip whose slot is free again may still be in its end.
@@ -259,7 +343,8 @@ SWITCHYARD_HOST_DEVICE constexpr DecodeShared decode_shared(int32_t lanes, int32
   s.factors = align_up(s.scales + all * s.scale_bytes, 16);
   s.tables = s.factors + lanes * s.factor_strips * s.factor_bytes;
   s.barriers = s.tables + lanes * team * s.table_bytes;
-  s.bytes = s.barriers + all * kBarriers;
+  s.division = s.barriers + all * kBarriers;
+  s.bytes = s.division + lanes * kDivision;
   return s;
 }
 

@@ -16,6 +16,9 @@
 namespace switchyard {
 namespace {
 
+/// Chunks whose sums fit a CTA's shared memory.
+constexpr int32_t kSharedSums = 96;
+
 const std::vector<DecodeSchedule>& schedules() {
   static const auto all = [] {
     std::vector<DecodeSchedule> list;
@@ -26,6 +29,10 @@ const std::vector<DecodeSchedule>& schedules() {
             for (const int32_t ctas : {lanes, lanes / (lanes % 2 == 0 ? 2 : 3)}) {
               if (ctas > 0 && lanes % ctas == 0) {
                 list.push_back({blocks, num_strips, chunks, lanes, ctas, chunks % 3 + 1});
+                if (ctas % kDecodeClusterCtas != 0) continue;
+                const DecodeSchedule clusters{blocks, num_strips, chunks,     lanes,
+                                              ctas,   1,          kSharedSums};
+                if (clusters.cluster_lanes > 0) list.push_back(clusters);
               }
             }
           }
@@ -40,13 +47,14 @@ const std::vector<DecodeSchedule>& schedules() {
 std::string name(const DecodeSchedule& s) {
   return std::to_string(s.num_blocks) + " blocks, " + std::to_string(s.num_strips) + " strips, " +
          std::to_string(s.num_chunks) + " chunks, " + std::to_string(s.num_lanes) + " lanes of " +
-         std::to_string(s.num_ctas) + " CTAs";
+         std::to_string(s.num_ctas) + " CTAs" + (s.cluster_lanes > 0 ? " in clusters" : "");
 }
 
 /// The runs of one lane, as a kernel walks them (a step per chunk).
 std::vector<DecodeRun> runs_of(const DecodeSchedule& s, int32_t lane) {
   std::vector<DecodeRun> runs;
-  for (DecodeWalk walk(s, {s.num_chunks, 1}, lane, 1); !walk.done();) {
+  for (DecodeWalk walk(s.start(lane), {s.num_chunks, 1}, s.num_strips, s.num_chunks, 1);
+       !walk.done();) {
     runs.push_back(walk.run());
     for (int32_t c = runs.back().chunk_begin; c < runs.back().chunk_end; ++c) walk.advance();
   }
@@ -60,7 +68,17 @@ TEST(DecodeSchedule, EveryUnitOnceInEqualShares) {
     for (int32_t lane = 0; lane < s.num_lanes; ++lane) {
       ASSERT_EQ(s.begin(lane), next);
       const int64_t count = s.begin(lane + 1) - next;
-      if (lane < s.used_lanes()) {
+      if (s.cluster_lanes > 0) {
+        const int32_t first = lane / s.cluster_lanes * s.cluster_lanes;
+        const int32_t units = s.begin(first + s.cluster_lanes) - s.begin(first);
+        ASSERT_EQ(units % s.num_chunks, 0) << "clusters have whole strips";
+        ASSERT_LE(units, kSharedSums);
+        ASSERT_GE(count, units / s.cluster_lanes);
+        ASSERT_LE(count, ceil_div(units, s.cluster_lanes));
+        for (int64_t unit = next; unit < next + count; ++unit) {
+          ASSERT_EQ(s.lane_of(static_cast<int32_t>(unit)), lane);
+        }
+      } else if (lane < s.used_lanes()) {
         ASSERT_EQ(count % s.grain, 0);
         ASSERT_GE(count / s.grain, s.num_grains() / s.used_lanes());
         ASSERT_LE(count / s.grain, ceil_div(s.num_grains(), s.used_lanes()));
@@ -108,6 +126,25 @@ TEST(DecodeSchedule, WholeRowBlocksWhereACutsEndCostsMore) {
   EXPECT_EQ(most, 12);
 }
 
+TEST(DecodeSchedule, ClustersCutFewStripsAmongTheirLanes) {
+  // DeepSeek-R1 TP8, one token and two: units of the longest lane, and without clusters.
+  const auto longest = [](const DecodeSchedule& s) {
+    int32_t most = 0;
+    for (int32_t l = 0; l < s.num_lanes; ++l) most = std::max(most, s.begin(l + 1) - s.begin(l));
+    return most;
+  };
+  EXPECT_EQ(longest({8, 8, 14, 528, 132, 1, kSharedSums}), 2);
+  EXPECT_EQ(longest({8, 8, 14, 528, 132}), 2);
+  EXPECT_EQ(longest({16, 8, 14, 528, 132, 1, kSharedSums}), 4);
+  EXPECT_EQ(longest({16, 8, 14, 528, 132}), 14);
+  // Not much shorter than whole strips.
+  EXPECT_EQ((DecodeSchedule{4, 90, 6, 528, 132, 1, kSharedSums}.cluster_lanes), 0);
+  EXPECT_EQ((DecodeSchedule{4, 45, 6, 528, 132, 1, kSharedSums}.cluster_lanes), 0);
+  // Too many for their shared memory, or nothing to cut.
+  EXPECT_EQ((DecodeSchedule{57, 8, 14, 528, 132, 1, kSharedSums}.cluster_lanes), 0);
+  EXPECT_EQ((DecodeSchedule{8, 112, 1, 528, 132, 1, kSharedSums}.cluster_lanes), 0);
+}
+
 TEST(DecodeSchedule, EveryLaneOfEveryCtaOnce) {
   for (const DecodeSchedule& s : schedules()) {
     std::set<int32_t> lanes;
@@ -124,7 +161,7 @@ TEST(DecodeSchedule, OwnersOfACutAgreeAndCoverIt) {
   for (const DecodeSchedule& s : schedules()) {
     SCOPED_TRACE(name(s));
     std::map<std::pair<int32_t, int32_t>, std::vector<std::pair<int32_t, DecodeRun>>> by_rows;
-    for (int32_t lane = 0; lane < s.used_lanes(); ++lane) {
+    for (int32_t lane = 0; lane < s.num_lanes; ++lane) {
       for (const DecodeRun& run : runs_of(s, lane)) {
         by_rows[{run.block, run.strip}].emplace_back(lane, run);
       }
@@ -133,17 +170,36 @@ TEST(DecodeSchedule, OwnersOfACutAgreeAndCoverIt) {
     std::set<int32_t> counters;  // first owners of cut row blocks
     for (const auto& [rows, parts] : by_rows) {
       const DecodeOwners owners = s.owners(parts[0].second);
-      ASSERT_EQ(owners.count(), static_cast<int32_t>(parts.size()));
+      if (s.cluster_lanes == 0) {
+        ASSERT_EQ(owners.count(), static_cast<int32_t>(parts.size()));
+      } else {
+        ASSERT_EQ(owners.first / s.cluster_lanes, owners.last / s.cluster_lanes) << "one cluster";
+      }
       int32_t chunk = 0;
       for (size_t i = 0; i < parts.size(); ++i) {
         const auto& [lane, run] = parts[i];
-        ASSERT_EQ(lane, owners.first + static_cast<int64_t>(i)) << "owners are neighbours";
+        if (s.cluster_lanes == 0) {
+          ASSERT_EQ(lane, owners.first + static_cast<int64_t>(i)) << "owners are neighbours";
+        } else if (i == 0) {
+          ASSERT_EQ(lane, owners.first);
+        }
         ASSERT_EQ(run.chunk_begin, chunk);
         ASSERT_EQ(s.owners(run).first, owners.first);
         ASSERT_EQ(s.owners(run).last, owners.last);
         chunk = run.chunk_end;
         ASSERT_EQ(run.whole, parts.size() == 1);
         if (parts.size() == 1) continue;
+        if (s.cluster_lanes > 0) {
+          const int32_t place = decode_shared_place(s, owners, run);
+          ASSERT_GE(place, 0);
+          ASSERT_LE(place + s.num_chunks, kSharedSums);
+          const int64_t cta = owners.first / (s.num_lanes / s.num_ctas);
+          for (int32_t c = run.chunk_begin; c < run.chunk_end; ++c) {
+            ASSERT_TRUE(slots.insert(cta * kSharedSums + place + c).second)
+                << "two sums in one place";
+          }
+          continue;
+        }
         const int32_t end = i == 0 ? 1 : run.chunk_end;  // the first owner leaves one sum
         for (int32_t c = run.chunk_begin; c < end; ++c) {
           const int64_t slot = decode_partial_slot(s.num_chunks, owners, c);
@@ -153,7 +209,7 @@ TEST(DecodeSchedule, OwnersOfACutAgreeAndCoverIt) {
         }
       }
       ASSERT_EQ(chunk, s.num_chunks);
-      if (parts.size() > 1) {
+      if (parts.size() > 1 && s.cluster_lanes == 0) {
         ASSERT_TRUE(counters.insert(owners.first).second) << "a lane opens at most one cut";
       }
     }
@@ -168,7 +224,7 @@ TEST(DecodeWalk, TakesTheStepsOfTheRunsInOrder) {
       ASSERT_EQ(steps.num_chunks(), s.num_chunks);
       for (const int32_t slots : {1, 3}) {
         for (int32_t lane = 0; lane < s.num_lanes; ++lane) {
-          DecodeWalk walk(s, steps, lane, slots);
+          DecodeWalk walk(s.start(lane), steps, s.num_strips, s.num_chunks, slots);
           int64_t count = 0;
           for (const DecodeRun& run : runs_of(s, lane)) {
             for (int32_t chunk = run.chunk_begin; chunk < run.chunk_end; ++chunk) {

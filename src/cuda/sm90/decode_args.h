@@ -27,7 +27,8 @@ struct DecodeArgs {
   const float* sorted_weights = nullptr;  ///< multiply the rows, or null
   int32_t unit_size = 8;                  ///< 8, 16, 32 or 64
   int32_t top_k = 1;
-  int32_t num_tokens = 0;  ///< rows of the sentinel have this token
+  int32_t num_tokens = 0;   ///< rows of the sentinel have this token
+  int32_t expert_rows = 0;  ///< an expert has at most; 0: unknown
   /// The lists were ready before the previous kernel in the stream let this one start, so weights
   /// may stream while that one still runs.
   bool lists_ready = false;

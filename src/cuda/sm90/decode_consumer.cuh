@@ -31,14 +31,13 @@ template <class Operand>
 class Consumer {
  public:
   /// member: of the lane's team. It has the row blocks team * strip + member.
-  __device__ Consumer(const DecodeParams<Operand>& p, const LaneMemory& memory, int lane,
-                      int member = 0)
+  __device__ Consumer(const DecodeParams<Operand>& p, const LaneMemory& memory, int member)
       : p_(p),
         a_(p.args),
         memory_(memory),
         member_(member),
         thread_(threadIdx.x % kWarpgroup),
-        walk_(walk_of(p, lane)) {
+        walk_(walk_of(p, memory)) {
     if (!walk_.done()) read_rows(walk_.block);
   }
 
@@ -201,11 +200,13 @@ class Consumer {
     if (row_block >= p_.row_blocks) return skip(run);
     DecodeOwners owners;
     int32_t second = 0;  // owner's first chunk
+    SharedSums shared{};
     if (!run.whole) {
-      const DecodeSchedule schedule = schedule_of(p_);
+      const DecodeSchedule& schedule = memory_.division->schedule;
       owners = schedule.owners(run);
       second = schedule.begin(owners.first + 1) -
                (run.block * p_.num_strips + run.strip) * p_.num_chunks;
+      if (kN <= 8 && schedule.cluster_lanes > 0) shared = shared_sums(schedule, owners, run);
     }
     Sum<kN> total{};
     for (int32_t chunk = run.chunk_begin; chunk < run.chunk_end; ++chunk) {
@@ -214,11 +215,16 @@ class Consumer {
       if (run.chunk_begin == 0) {
 #pragma unroll
         for (int i = 0; i < kN / 2; ++i) total[i] += sum[i];
+      } else if (kN <= 8 && shared.sum_bytes > 0) {
+        share_sum<kN>(shared, chunk, sum);
       } else {
         store_partial<kN>(owners, chunk, sum);
       }
     }
-    if (!run.whole) {
+    if (kN <= 8 && shared.sum_bytes > 0) {
+      if (run.chunk_begin > 0) return;
+      add_shared<kN>(shared, second, total);
+    } else if (!run.whole) {
       if (run.chunk_begin == 0) store_partial<kN>(owners, 0, total);
       if (!came_last(a_.counters + own(owners.first), owners.count())) return;
       add_partials<kN>(owners, second, total);
@@ -284,7 +290,53 @@ class Consumer {
     return step;
   }
 
-  // ---- cut strips
+  // ---- strips that a cluster's lanes cut: the lane with chunk 0 finishes, the others send
+  struct SharedSums {
+    uint32_t address;   ///< of the strip's sums, in the cluster
+    const char* local;  ///< the same of the lane that finishes
+    int32_t sum_bytes;  ///< of a chunk, or 0
+  };
+  __device__ SharedSums shared_sums(const DecodeSchedule& s, const DecodeOwners& owners,
+                                    const DecodeRun& run) const {
+    const int32_t sum_bytes = decode_shared_sum_bytes(p_.shared.sum_pairs);
+    const char* at = memory_.sums + decode_shared_place(s, owners, run) * sum_bytes;
+    const int32_t rank = owners.first % s.cluster_lanes / p_.lanes;
+    return {shared_address_in(at, static_cast<uint32_t>(rank)), at, sum_bytes};
+  }
+  /// Where in a chunk's sums the thread's are, or -1: its tokens do not exist.
+  __device__ int32_t shared_at() const {
+    const int32_t pairs = p_.shared.sum_pairs, pair = static_cast<int32_t>(thread_ % 4);
+    return pair < pairs ? (static_cast<int32_t>(thread_ / 4) * pairs + pair) * 16 : -1;
+  }
+  template <int kN>
+  __device__ void share_sum(const SharedSums& s, int32_t chunk, const Sum<kN>& sum) const {
+    const int32_t at = shared_at();
+    if (at < 0) return;
+    uint4 words;
+    memcpy(&words, sum, sizeof(words));
+    cluster_store4(s.address + static_cast<uint32_t>(chunk * s.sum_bytes + at), words, s.address);
+  }
+  /// total += the chunks from `begin` on, in order.
+  template <int kN>
+  __device__ void add_shared(const SharedSums& s, int32_t begin, Sum<kN>& total) const {
+    auto* barrier = reinterpret_cast<uint64_t*>(const_cast<char*>(s.local));
+    if (thread_ == 0) {
+      barrier_expect(barrier, static_cast<uint32_t>((p_.num_chunks - begin) * s.sum_bytes));
+    }
+    barrier_wait(barrier, 0);
+    const int32_t at = shared_at();
+    if (at < 0) return;
+#pragma unroll 4
+    for (int32_t chunk = begin; chunk < p_.num_chunks; ++chunk) {
+      const auto words = *reinterpret_cast<const uint4*>(s.local + chunk * s.sum_bytes + at);
+      Word<Operand> sum[4];
+      memcpy(sum, &words, sizeof(sum));
+#pragma unroll
+      for (int j = 0; j < 4; ++j) total[j] += sum[j];
+    }
+  }
+
+  // ---- strips that any lanes cut
   /// This member's of what lanes have one of each.
   template <class Index>
   __device__ Index own(Index lanes) const {

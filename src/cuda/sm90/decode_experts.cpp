@@ -247,12 +247,16 @@ DecodeArgs DecodeExperts::sort_batch(const Batch& batch) const {
     lists_ready = round.from != nullptr;
     if (lists_ready) decode_quantize(round, batch.stream);
   }
+  // Experts that the caller or a table chose may come twice for one token.
+  const bool distinct = batch.args.route != nullptr && !batch.args.route->spec.hash;
+  const auto num_tokens = static_cast<int32_t>(batch.num_tokens());
   return {.sorted_ids = job.sorted_ids,
           .sorted_expert_ids = job.sorted_expert_ids,
           .num_valid_ids = job.num_valid_ids,
           .unit_size = p.unit_size,
           .top_k = job.top_k,
-          .num_tokens = static_cast<int32_t>(batch.num_tokens()),
+          .num_tokens = num_tokens,
+          .expert_rows = distinct ? num_tokens : num_tokens * job.top_k,
           .lists_ready = lists_ready,
           .partials = p.partials.in<uint32_t>(batch.workspace),
           .counters = p.counters.in<uint32_t>(batch.workspace)};

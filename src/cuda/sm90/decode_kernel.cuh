@@ -60,6 +60,22 @@ struct DecodeThreads {
       std::min((kAll * kAtStart - kProducers * kProducerRegisters) / kConsumers / 8 * 8, 232);
 };
 
+template <int kLanes, int kTeam, class Operand>
+__device__ void init_barriers(const DecodeParams<Operand>& p, char* memory) {
+  const auto thread = static_cast<int>(threadIdx.x);
+  auto* barriers = reinterpret_cast<uint64_t*>(memory + p.shared.barriers);
+  if (thread < kLanes * p.shared.slots * 2) {
+    // Full: the announcement of weights and 32 threads' tokens. Empty: four warps of each member.
+    barrier_init(barriers + thread, thread / p.shared.slots % 2 == 0 ? 33 : 4 * kTeam);
+  }
+  // Of strips that a cluster cuts: who finishes one announces the bytes.
+  const int32_t strip_bytes = p.num_chunks * decode_shared_sum_bytes(p.shared.sum_pairs);
+  if (thread * p.num_chunks < p.shared.num_sums) {
+    barrier_init(reinterpret_cast<uint64_t*>(memory + p.shared.sums + thread * strip_bytes), 1);
+  }
+  fence_barrier_init();
+}
+
 /// kShort: is_short().
 template <class Operand, int kN, bool kShort>
 __global__ void __launch_bounds__(DecodeThreads<kN>::kAll, 1)
@@ -69,15 +85,14 @@ __global__ void __launch_bounds__(DecodeThreads<kN>::kAll, 1)
   using Threads = DecodeThreads<kN>;
   constexpr int kLanes = Threads::kLanes, kTeam = Threads::kTeam;
   constexpr int kConsumerWarps = Threads::kConsumers / 32;
-  if (threadIdx.x == 0) {
-    auto* barriers = reinterpret_cast<uint64_t*>(shared_memory + p.shared.barriers);
-    for (int i = 0; i < kLanes * p.shared.slots * 2; ++i) {
-      // Full: the announcement of weights and 32 threads' tokens. Empty: four warps of each member.
-      barrier_init(barriers + i, i / p.shared.slots % 2 == 0 ? 33 : 4 * kTeam);
-    }
-    fence_barrier_init();
+  init_barriers<kLanes, kTeam>(p, shared_memory);
+  const bool clusters = kN <= 8 && p.shared.num_sums > 0;
+  if (clusters) {
+    cluster_arrive();
+    cluster_wait();
+  } else {
+    __syncthreads();
   }
-  __syncthreads();
   const bool consumes = warp < kConsumerWarps;
   const int lane = consumes ? warp / (4 * kTeam) : (warp - kConsumerWarps) / 2;
   const int member = consumes ? warp / 4 % kTeam : 0;
@@ -93,7 +108,8 @@ __global__ void __launch_bounds__(DecodeThreads<kN>::kAll, 1)
   } else {
     take_registers<Threads::kConsumerRegisters>();
     if (!p.args.lists_ready) wait_for_previous_kernel();
-    Consumer<Operand> consumer(p, memory, lane, member);
+    wait_for_division(p, lane);
+    Consumer<Operand> consumer(p, memory, member);
     if (p.args.lists_ready) wait_for_previous_kernel();
     // Not before: the next kernel may rely on everything that this one waited for.
     let_next_kernel_start();
@@ -107,13 +123,49 @@ __global__ void __launch_bounds__(DecodeThreads<kN>::kAll, 1)
 
 inline constexpr int32_t kSharedBytes = 227 * 1024;
 
+/// Shared memory with room for the sums of strips that clusters cut, if they divide so few tokens
+/// best; else as it is.
+template <class Operand, int kN>
+DecodeShared share_sums(const DecodeShared& plain, const DecodeArgs& args, int32_t num_strips,
+                        int num_ctas) {
+  constexpr int32_t kMostBytes = 48 * 1024, kLeastSlots = 2;  // rings shall not starve
+  if (args.expert_rows == 0 || num_ctas % kDecodeClusterCtas != 0) return plain;
+  const int32_t chunks = args.steps.num_chunks();
+  const int32_t pairs = decode_shared_pairs(args.expert_rows, args.unit_size);
+  // Every pair has a block of its own at most.
+  const int64_t strips = int64_t{args.num_tokens} * args.top_k * num_strips;
+  const int64_t sums = ceil_div<int64_t>(strips, num_ctas / kDecodeClusterCtas) * chunks;
+  const int64_t bytes = sums * decode_shared_sum_bytes(pairs);
+  if (bytes > kMostBytes) return plain;
+  const auto num_sums = static_cast<int32_t>(sums);
+  const DecodeSchedule schedule{args.num_tokens * args.top_k,
+                                num_strips,
+                                chunks,
+                                num_ctas * decode_lanes(kN),
+                                num_ctas,
+                                decode_team(kN),
+                                num_sums};
+  if (schedule.cluster_lanes == 0) return plain;
+  constexpr int32_t kAlignment = 16;
+  DecodeShared shared =
+      decode_shared(decode_lanes(kN), decode_team(kN), Operand::kStepBytes, Operand::kTokenBlocks,
+                    scales_per_step<Operand>(args.unit_size), args.unit_size,
+                    kSharedBytes - kAlignment - static_cast<int32_t>(bytes));
+  if (shared.slots < kLeastSlots) return plain;
+  shared.sums = align_up(shared.bytes, kAlignment);
+  shared.num_sums = num_sums;
+  shared.sum_pairs = pairs;
+  shared.bytes = shared.sums + static_cast<int32_t>(bytes);
+  return shared;
+}
+
 /// For blocks of kN rows.
 template <class Operand, int kN>
 void launch_decode_tile(const typename Operand::Args& weights, const DecodeArgs& args, int num_ctas,
                         Stream stream) {
   constexpr int32_t kLanes = decode_lanes(kN), kTeam = decode_team(kN);
   const int32_t row_blocks = ceil_div(args.num_rows, kDecodeRows);
-  const DecodeParams<Operand> params{
+  DecodeParams<Operand> params{
       .weights = weights,
       .args = args,
       .shared =
@@ -123,12 +175,16 @@ void launch_decode_tile(const typename Operand::Args& weights, const DecodeArgs&
       .row_blocks = row_blocks,
       .num_strips = ceil_div(row_blocks, kTeam),
       .num_chunks = args.steps.num_chunks()};
+  if constexpr (kN <= 8) {
+    params.shared = share_sums<Operand, kN>(params.shared, args, params.num_strips, num_ctas);
+  }
   const auto start = [&](auto kernel) {
     launch(kernel,
            {.grid = static_cast<unsigned>(num_ctas),
             .block = DecodeThreads<kN>::kAll,
             .shared_bytes = params.shared.bytes,
-            .overlap_previous = true},
+            .overlap_previous = true,
+            .cluster = params.shared.num_sums > 0 ? unsigned{kDecodeClusterCtas} : 1},
            static_cast<cudaStream_t>(stream.handle), params);
   };
   constexpr int kMostShort = 16;  // rows whose outputs fit into registers

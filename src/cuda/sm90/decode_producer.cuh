@@ -218,7 +218,9 @@ __device__ void bring_weights(const DecodeParams<Operand>& p, const LaneMemory& 
   const DecodeArgs& a = p.args;
   if constexpr (requires { Operand::prefetch(p.weights); }) Operand::prefetch(p.weights);
   if (!a.lists_ready) wait_for_previous_kernel();
-  DecodeWalk walk = walk_of(p, lane);
+  divide(p, memory, lane);
+  named_barrier_arrive(kDivisionBarrier + lane, division_threads(p));
+  DecodeWalk walk = walk_of(p, memory);
   int32_t block = walk.block, strip = -1, factors_at = 0, row_blocks = 0;
   int32_t expert = walk.done() ? 0 : a.sorted_expert_ids[block];
   if (!a.lists_ready) producers_meet(lane);
@@ -257,8 +259,9 @@ template <class Operand, int kN>
 __device__ void bring_tokens(const DecodeParams<Operand>& p, const LaneMemory& memory, int lane) {
   const bool lists_ready = p.args.lists_ready;
   if (!lists_ready) wait_for_previous_kernel();
+  wait_for_division(p, lane);
   TokenLoader<Operand, kN> tokens(p.args, p.shared, memory);
-  DecodeWalk walk = walk_of(p, lane);
+  DecodeWalk walk = walk_of(p, memory);
   if (!walk.done()) tokens.enter_block(walk.block);
   if (lists_ready) wait_for_previous_kernel();
   if (!walk.done()) {
