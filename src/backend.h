@@ -20,6 +20,8 @@ struct RouteRequest {
   /// Only where Backend::fuses_shared(). Copies without the fused shared experts' columns, or
   /// empty: [T, K - num_fused_shared] i32 and f32.
   TensorView routed_ids{}, routed_weights{};
+  /// Likewise. [T] f32 that takes the place of args.fused_shared_weight, or empty.
+  TensorView shared_weights{};
 };
 
 /// A choice that others made, with fused shared experts behind it, as route would write it.
@@ -28,9 +30,10 @@ struct AppendSharedArgs {
   TensorView routed_weights{};  ///< [T, K] f32
   int64_t num_routed = 0;       ///< ids outside become -1
   float shared_weight = 1.0f;
-  TensorView num_tokens{};    ///< [1] i32 or empty
-  TensorView topk_ids{};      ///< out [T, K + n] i32: n ids from num_routed on are new
-  TensorView topk_weights{};  ///< out [T, K + n] f32
+  TensorView shared_weights{};  ///< [T] f32 that takes its place, or empty
+  TensorView num_tokens{};      ///< [1] i32 or empty
+  TensorView topk_ids{};        ///< out [T, K + n] i32: n ids from num_routed on are new
+  TensorView topk_weights{};    ///< out [T, K + n] f32
 };
 
 /// Routed experts end to end: quantise, sort, gate_up, down, combine.

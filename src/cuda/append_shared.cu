@@ -14,6 +14,7 @@ struct AppendParams {
   const float* routed_weights;
   int32_t top_k, columns, num_routed;
   float shared_weight;
+  const float* shared_weights;
   TokenCount tokens;
   int32_t* topk_ids;
   float* topk_weights;
@@ -32,7 +33,9 @@ __global__ void __launch_bounds__(kThreads)
   if (token < p.tokens.value()) {
     const bool routed = k < p.top_k;
     id = routed ? p.routed_ids[token * p.top_k + k] : p.num_routed + k - p.top_k;
-    weight = routed ? p.routed_weights[token * p.top_k + k] : p.shared_weight;
+    weight = routed                        ? p.routed_weights[token * p.top_k + k]
+             : p.shared_weights != nullptr ? p.shared_weights[token]
+                                           : p.shared_weight;
     if (routed && id >= p.num_routed) id = -1;  // it must not name a shared expert
   }
   p.topk_ids[at] = id;
@@ -57,6 +60,7 @@ void append_shared(const AppendSharedArgs& args, Stream stream) {
              .columns = static_cast<int32_t>(columns),
              .num_routed = static_cast<int32_t>(args.num_routed),
              .shared_weight = args.shared_weight,
+             .shared_weights = args.shared_weights.as<const float>(),
              .tokens = {.limit = num_tokens, .on_device = args.num_tokens.as<const int32_t>()},
              .topk_ids = args.topk_ids.as<int32_t>(),
              .topk_weights = args.topk_weights.as<float>()});

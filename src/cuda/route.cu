@@ -51,6 +51,7 @@ RouteJob route_job(const RouteRequest& request) {
           .top_k = static_cast<int32_t>(columns - args.num_fused_shared),
           .num_fused_shared = static_cast<int32_t>(args.num_fused_shared),
           .fused_shared_weight = args.fused_shared_weight,
+          .shared_weights = request.shared_weights.as<const float>(),
           .topk_ids = args.topk_ids.as<int32_t>(),
           .topk_weights = args.topk_weights.as<float>(),
           .routed_ids = request.routed_ids.as<int32_t>(),

@@ -26,10 +26,11 @@ struct RouteJob {
   int32_t top_k = 0;        ///< likewise
   int32_t num_fused_shared = 0;
   float fused_shared_weight = 1.0f;
-  int32_t* topk_ids = nullptr;      ///< [T, top_k + num_fused_shared]
-  float* topk_weights = nullptr;    ///< likewise
-  int32_t* routed_ids = nullptr;    ///< [T, top_k] or null: copies
-  float* routed_weights = nullptr;  ///< likewise
+  const float* shared_weights = nullptr;  ///< [T] in its place, or null
+  int32_t* topk_ids = nullptr;            ///< [T, top_k + num_fused_shared]
+  float* topk_weights = nullptr;          ///< likewise
+  int32_t* routed_ids = nullptr;          ///< [T, top_k] or null: copies
+  float* routed_weights = nullptr;        ///< likewise
 };
 RouteJob route_job(const RouteRequest& request);
 

@@ -176,7 +176,9 @@ class TokenRouter {
       if (!exists || (!routed && k < job_.top_k)) {
         emit(k, -1, 0.0f);
       } else if (k >= job_.top_k) {
-        emit(k, job_.num_experts + k - job_.top_k, job_.fused_shared_weight);
+        const float weight =
+            job_.shared_weights == nullptr ? job_.fused_shared_weight : job_.shared_weights[token];
+        emit(k, job_.num_experts + k - job_.top_k, weight);
       } else {
         const int id = scratch_.ids[k];
         const float scale = job_.per_expert_scale == nullptr ? 1.0f : job_.per_expert_scale[id];

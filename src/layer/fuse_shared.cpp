@@ -42,7 +42,9 @@ bool may_cut(const WeightMatrix& matrix, int64_t size) {
 std::string why_not_fused(const LayerSpec& spec, const ExpertWeights& shared) {
   const int64_t inner = spec.intermediate_size;
   const int64_t all = spec.shared.intermediate_size;
-  if (spec.shared.sigmoid_gate) return "a gate weighs them";
+  if (spec.shared.sigmoid_gate && spec.weight_position == WeightPosition::kInput) {
+    return "a gate weighs their output, routing weights the input";
+  }
   if (spec.latent_size > 0) return "the routed experts see a latent vector";
   if (all % inner != 0) {
     return fmt::format("their intermediate size {} is no multiple of {}", all, inner);

@@ -17,10 +17,10 @@ struct FusedShared {
   std::string why_not{};
 };
 
-/// For a valid layer with shared experts. Loads expert 0 to see how the routed ones are stored;
-/// the result hands it out again when it is asked for. n times as wide as a routed expert, the
-/// shared ones become n experts with a part of the intermediate each, whose outputs add up to
-/// theirs.
+/// For a valid layer with shared experts; their gate's value becomes their weight. Loads expert 0
+/// to see how the routed ones are stored; the result hands it out again when it is asked for. n
+/// times as wide as a routed expert, the shared ones become n experts with a part of the
+/// intermediate each, whose outputs add up to theirs.
 FusedShared fuse_shared(const LayerSpec& spec, const ExpertSource& routed,
                         const ExpertWeights& shared);
 

@@ -89,12 +89,15 @@ struct Layer::Impl {
             .stream = stream,
             .executor = experts->executor()};
   }
-  Choice route(const ForwardArgs& args, const LayerWorkspace& layout, Workspace workspace,
-               Stream stream) const;
-  Choice route_given(const ForwardArgs& args, const LayerWorkspace& layout, Workspace workspace,
-                     Stream stream) const;
-  TensorView run_shared(const ForwardArgs& args, const LayerWorkspace& layout, Workspace workspace,
-                        Stream stream) const;
+  /// What multiplies the shared experts' output, [T, 1]; empty: nothing.
+  TensorView run_shared_gate(const ForwardArgs& args, const LayerWorkspace& layout,
+                             Workspace workspace, Stream stream) const;
+  Choice route(const ForwardArgs& args, const TensorView& gate, const LayerWorkspace& layout,
+               Workspace workspace, Stream stream) const;
+  Choice route_given(const ForwardArgs& args, const TensorView& gate, const LayerWorkspace& layout,
+                     Workspace workspace, Stream stream) const;
+  TensorView run_shared(const ForwardArgs& args, const TensorView& gate,
+                        const LayerWorkspace& layout, Workspace workspace, Stream stream) const;
   void run_experts(const ForwardArgs& args, const Choice& choice, const TensorView& addend,
                    const LayerWorkspace& layout, Workspace workspace, Stream stream) const;
   /// Of a plan's route step.
@@ -218,14 +221,16 @@ void Layer::forward(const ForwardArgs& args, Workspace workspace, Stream stream)
   const LayerWorkspace layout = layer.workspace(num_tokens);
   validate_forward_workspace(args, workspace, layout.bytes);
 
-  const Impl::Choice choice = layer.route(args, layout, workspace, stream);
-  const TensorView addend = layer.run_shared(args, layout, workspace, stream);
+  const TensorView gate = layer.run_shared_gate(args, layout, workspace, stream);
+  const Impl::Choice choice = layer.route(args, gate, layout, workspace, stream);
+  const TensorView addend = layer.run_shared(args, gate, layout, workspace, stream);
   layer.run_experts(args, choice, addend, layout, workspace, stream);
 }
 
-Layer::Impl::Choice Layer::Impl::route(const ForwardArgs& args, const LayerWorkspace& layout,
-                                       Workspace workspace, Stream stream) const {
-  if (!args.topk_ids.empty()) return route_given(args, layout, workspace, stream);
+Layer::Impl::Choice Layer::Impl::route(const ForwardArgs& args, const TensorView& gate,
+                                       const LayerWorkspace& layout, Workspace workspace,
+                                       Stream stream) const {
+  if (!args.topk_ids.empty()) return route_given(args, gate, layout, workspace, stream);
   const int64_t num_tokens = args.hidden_states.extent(0);
   TensorView logits = args.router_logits;
   if (logits.empty()) {
@@ -268,6 +273,7 @@ Layer::Impl::Choice Layer::Impl::route(const ForwardArgs& args, const LayerWorks
   if (fused) {
     request.routed_ids = args.topk_ids_out;
     request.routed_weights = args.topk_weights_out;
+    request.shared_weights = gate;
   }
   Choice choice{.topk_ids = ids, .topk_weights = weights};
   if (experts->routes(num_tokens)) {
@@ -278,8 +284,9 @@ Layer::Impl::Choice Layer::Impl::route(const ForwardArgs& args, const LayerWorks
   return choice;
 }
 
-Layer::Impl::Choice Layer::Impl::route_given(const ForwardArgs& args, const LayerWorkspace& layout,
-                                             Workspace workspace, Stream stream) const {
+Layer::Impl::Choice Layer::Impl::route_given(const ForwardArgs& args, const TensorView& gate,
+                                             const LayerWorkspace& layout, Workspace workspace,
+                                             Stream stream) const {
   if (num_fused() == 0) return {.topk_ids = args.topk_ids, .topk_weights = args.topk_weights};
   const auto out = [&](const WorkspaceRegion& region, DataType type) {
     return TensorView::contiguous(region.in(workspace), type,
@@ -291,6 +298,7 @@ Layer::Impl::Choice Layer::Impl::route_given(const ForwardArgs& args, const Laye
                            .routed_weights = args.topk_weights,
                            .num_routed = packed_spec.num_routed(),
                            .shared_weight = packed_spec.fused_shared_weight,
+                           .shared_weights = gate,
                            .num_tokens = args.num_tokens,
                            .topk_ids = choice.topk_ids,
                            .topk_weights = choice.topk_weights},
@@ -298,24 +306,28 @@ Layer::Impl::Choice Layer::Impl::route_given(const ForwardArgs& args, const Laye
   return choice;
 }
 
-TensorView Layer::Impl::run_shared(const ForwardArgs& args, const LayerWorkspace& layout,
-                                   Workspace workspace, Stream stream) const {
+TensorView Layer::Impl::run_shared_gate(const ForwardArgs& args, const LayerWorkspace& layout,
+                                        Workspace workspace, Stream stream) const {
+  if (!shared_gate) return {};
+  const TensorView gate = TensorView::contiguous(layout.shared_weight.in(workspace), DataType::kF32,
+                                                 {args.hidden_states.extent(0), 1});
+  shared_gate->run({.input = args.hidden_states,
+                    .num_tokens = args.num_tokens,
+                    .epilogue = LinearEpilogue::kSigmoid,
+                    .output = gate},
+                   layout.step.of(workspace), stream);
+  return gate;
+}
+
+TensorView Layer::Impl::run_shared(const ForwardArgs& args, const TensorView& gate,
+                                   const LayerWorkspace& layout, Workspace workspace,
+                                   Stream stream) const {
   if (!shared) return {};
   const int64_t num_tokens = args.hidden_states.extent(0);
-  TensorView weight;
-  if (shared_gate) {
-    weight =
-        TensorView::contiguous(layout.shared_weight.in(workspace), DataType::kF32, {num_tokens, 1});
-    shared_gate->run({.input = args.hidden_states,
-                      .num_tokens = args.num_tokens,
-                      .epilogue = LinearEpilogue::kSigmoid,
-                      .output = weight},
-                     layout.step.of(workspace), stream);
-  }
   const TensorView output = TensorView::contiguous(layout.shared_output.in(workspace),
                                                    DataType::kF32, {num_tokens, spec.hidden_size});
   shared->run({.hidden_states = args.hidden_states,
-               .topk_weights = weight,
+               .topk_weights = gate,
                .num_tokens = args.num_tokens,
                .output = output},
               layout.step.of(workspace), stream);

@@ -243,20 +243,25 @@ TEST(GpuLayer, TunedKernelsReplayToo) {
 }
 
 /// Shared experts stored like the routed ones, `count` times as wide.
-LayerSpec alike_spec(Format format, int64_t count) {
+LayerSpec alike_spec(Format format, int64_t count, bool gated) {
   LayerSpec spec = with_format(
       {.num_experts = 16, .top_k = 4, .hidden_size = 256, .intermediate_size = 128}, format);
-  spec.shared.intermediate_size = count * spec.intermediate_size;
+  spec.shared = {.intermediate_size = count * spec.intermediate_size, .sigmoid_gate = gated};
   return spec;
 }
-const std::pair<Format, int64_t> kAlike[] = {
-    {Format::kF32, 1},     {Format::kBf16, 1}, {Format::kBf16, 2},  {Format::kFp8E4m3, 1},
-    {Format::kFp8E4m3, 2}, {Format::kInt8, 1}, {Format::kMxfp4, 1}, {Format::kMxfp4, 2}};
+struct Alike {
+  Format format;
+  int64_t count;
+  bool gated = false;
+};
+const Alike kAlike[] = {{Format::kF32, 1},     {Format::kBf16, 1},    {Format::kBf16, 2, true},
+                        {Format::kFp8E4m3, 1}, {Format::kFp8E4m3, 2}, {Format::kFp8E4m3, 1, true},
+                        {Format::kInt8, 1},    {Format::kMxfp4, 1},   {Format::kMxfp4, 2}};
 
 /// With the choice of the layer's own routing or a caller's, which never shows what was fused.
 TEST(GpuLayer, SharedExpertsLikeTheRoutedOnesAreFused) {
-  for (const auto& [format, count] : kAlike) {
-    const LayerSpec spec = alike_spec(format, count);
+  for (const auto& [format, count, gated] : kAlike) {
+    const LayerSpec spec = alike_spec(format, count, gated);
     const test::RandomWeights weights(
         spec, {.matrix = test::usual_matrix(format), .shared_format = format});
     const Layers layers(spec, weights);
@@ -265,8 +270,8 @@ TEST(GpuLayer, SharedExpertsLikeTheRoutedOnesAreFused) {
     EXPECT_NE(plan.find("shared expert fused with the routed ones"), std::string::npos) << plan;
     const ErrorBound bound = error_bound(spec, BackendKind::kCuda, DataType::kBf16);
     for (const int64_t t : {1, 33, 300}) {
-      SCOPED_TRACE(std::string(to_string(format)) + " x " + std::to_string(count) + " T " +
-                   std::to_string(t));
+      SCOPED_TRACE(std::string(to_string(format)) + " x " + std::to_string(count) +
+                   (gated ? " gated" : "") + " T " + std::to_string(t));
       Random random(43);
       const Buffer hidden = Buffer::normal(random, DataType::kBf16, {t, spec.hidden_size});
       const DeviceTensor x(hidden);
@@ -319,7 +324,7 @@ TEST(GpuLayer, SharedExpertsLikeTheRoutedOnesAreFused) {
 TEST(GpuLayer, FusedSharedExpertsReplayWithAnotherTokenCount) {
   for (const Format format : {Format::kBf16, Format::kFp8E4m3}) {
     SCOPED_TRACE(to_string(format));
-    const LayerSpec spec = alike_spec(format, 1);
+    const LayerSpec spec = alike_spec(format, 1, format == Format::kBf16);
     const test::RandomWeights weights(
         spec, {.matrix = test::usual_matrix(format), .shared_format = format});
     const Layers layers(spec, weights);
@@ -332,7 +337,8 @@ TEST(GpuLayer, PlanSaysWhySharedExpertsRunByThemselves) {
   const test::RandomWeights weights(spec);
   const Layer layer = Layer::create(spec, weights.weights(), {.backend = BackendKind::kCuda});
   const std::string text = layer.plan(8).explain();
-  EXPECT_NE(text.find("shared experts fused with the routed ones: a gate weighs them"),
+  EXPECT_NE(text.find("shared experts fused with the routed ones: their intermediate size 88 is "
+                      "no multiple of 72"),
             std::string::npos)
       << text;
 }

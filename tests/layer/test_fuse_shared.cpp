@@ -178,7 +178,10 @@ TEST(FuseShared, SaysWhyNot) {
   const auto as_is = [](Weights&) {};
   Case gated = alike(Format::kBf16, 24, 1);
   gated.spec.shared.sigmoid_gate = true;
-  EXPECT_EQ(why(gated, as_is), "a gate weighs them");
+  EXPECT_EQ(why(gated, [](Weights& w) { w.shared.down_bias = {}; }),
+            "their scales, zero points or biases are stored otherwise");
+  gated.spec.weight_position = WeightPosition::kInput;
+  EXPECT_EQ(why(gated, as_is), "a gate weighs their output, routing weights the input");
   Case latent = alike(Format::kBf16, 24, 1);
   latent.spec.latent_size = 32;
   EXPECT_EQ(why(latent, as_is), "the routed experts see a latent vector");

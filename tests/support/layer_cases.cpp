@@ -168,6 +168,7 @@ class Table {
     LayerCase* bf16 = alike("shared_alike_bf16", Format::kBf16, 72, 1);
     bf16->spec.activation.kind = Activation::kSwiGluOai;
     bf16->weights.biases = true;
+    alike("shared_alike_gated", Format::kBf16, 72, 1)->spec.shared.sigmoid_gate = true;
     alike("shared_alike_fp8", Format::kFp8E4m3, 128, 1);
     alike("shared_twice_bf16", Format::kBf16, 40, 2)->weights.biases = true;
     alike("shared_twice_fp8", Format::kFp8E4m3, 128, 2);
