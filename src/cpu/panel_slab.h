@@ -114,8 +114,9 @@ struct Prefetch {
     const uint8_t* next = block < slab.switch_at ? slab.ahead : slab.beyond;
     if (next == nullptr) return {nullptr, false};
     next += block * slab.ahead_step;
-    if (slab.codes != nullptr)
+    if (slab.codes != nullptr) {
       prefetch_line<kValues>(next + values_block_bytes(kValues), slab.near);
+    }
     return {next, slab.near};
   }
   /// Part `part` of `parts` of the block's lines.
