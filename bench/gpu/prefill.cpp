@@ -349,7 +349,7 @@ class Bench {
         operands.activations == ActivationFormat::kFp8Block128 &&
         sm90::rounds_output(sm90::Scaling::kBlock, spec.activation, spec.intermediate_size);
     const GroupedGemmConfigs tiles = Choice(spec, operands, layer, input, tokens, may_round).chosen;
-    Batch batch(spec, operands, layer, input, tokens, tiles.gate_up.block_m);
+    Batch batch(spec, operands, layer, input, tokens, tiles.sort_unit());
     const bool rounds = may_round && holds_gated_scale(tiles.gate_up);
     if (rounds) batch.round_intermediate();
     const double flops = 2.0 * static_cast<double>(tokens * spec.top_k) *
@@ -402,7 +402,7 @@ class Bench {
     double best = 1e30, us = 0, predicted = 0;
     for (const Run& first : runs) {
       for (const Run& second : runs) {
-        if (first.config.block_m % second.config.block_m != 0) continue;
+        if (GroupedGemmConfigs{first.config, second.config}.sort_unit() > kMaxSortUnit) continue;
         const double both = first.gate_up_us + second.down_us;
         best = std::min(best, both);
         if (first.config == chosen.gate_up && second.config == chosen.down) {

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <numeric>
 #include <vector>
 
 #include "core/cost_model.h"
@@ -60,26 +61,28 @@ namespace gemm_cost {
 // H200, fitted to bench_prefill over the batches that layers give to these kernels: bf16 and INT8
 // of 52 models at T = 1 .. 16384, FP8 (after its tiles' last change) of six at T = 256 .. 4096.
 // GroupedGemmCost.ChoosesWithin15PercentOfTheRecord holds the choice to the recorded times.
-inline constexpr double kStartClocks = 475;        ///< of a tile
-inline constexpr double kClocksPerOutput = 0.073;  ///< of its end
+inline constexpr double kStartClocks = 442;       ///< of a tile
+inline constexpr double kClocksPerOutput = 0.08;  ///< of its end
+inline constexpr double kWideEnd = 1.1;           ///< times that where a warpgroup has 256 columns
 /// Between two products of a warpgroup, and more of it where it takes sums out.
-inline constexpr double kPauseClocks = 178;
+inline constexpr double kPauseClocks = 196;
 inline constexpr double kPromotionClocks = 26;
 /// Times a k block whose sums are scaled: R1 EP8 at T = 1024 and 4096 beside the same tiles per
-/// token, 1.13 to 1.27; three warpgroups, 1.35 and 1.41, have no registers to scale ahead.
-inline constexpr double kScaling = 1.18, kScalingOfThree = 1.38;
-inline constexpr double kBytesPerClock = 47.7;  ///< L2 to one SM, rows and weights
-inline constexpr double kGatherStart = 210;     ///< of a k block whose rows are gathered
+/// token, 1.13 to 1.20; where each warpgroup owns 128 columns, 1.22 to 1.41, but not before the
+/// scales that come with a tile are used up.
+inline constexpr double kScaling = 1.14, kScalingOfNarrow = 1.34;
+inline constexpr double kBytesPerClock = 54;  ///< L2 to one SM, rows and weights
+inline constexpr double kGatherStart = 230;   ///< of a k block whose rows are gathered
 inline constexpr double kGatherClocksPerRow = 3.74;
 inline constexpr double kMatrixClock = 1.42e9;  ///< Hz under full matrix load
 inline constexpr double kReadBytesPerClock = 4.2e12 / kMatrixClock;
 /// Of an expert's weights, read again by every row block after the first.
-inline constexpr double kRereadShare = 0.36;
+inline constexpr double kRereadShare = 0.29;
 inline constexpr double kRoundingStart = 8000;  ///< of a pass that rounds the output
 inline constexpr double kRoundingBytesPerClock = 3.2e12 / kMatrixClock;
 /// Of a long activation's end, by the columns of a warpgroup: 256 unrolled leave the instruction
 /// cache.
-inline constexpr double kLongOutput128 = 0.75, kLongOutput256 = 1.9;
+inline constexpr double kLongOutput128 = 0.8, kLongOutput256 = 1.8;
 /// Reading the weights and multiplying overlap, but not wholly where they take as long.
 inline double overlapped(double a, double b) {
   return std::sqrt(std::sqrt(a * a * a * a + b * b * b * b));
@@ -106,17 +109,19 @@ inline double k_block_clocks(const GroupedGemmConfig& c, const GroupedGemmWork& 
   const double turns = parts * turn_clocks(warpgroups, products / parts, pause);
   const double supply = (rows + c.block_n) * kGemmBlockBytes / kBytesPerClock;
   const double gather = work.gathers ? kGatherStart + kGatherClocksPerRow * rows : 0;
-  const double scaling = !work.scales_blocks ? 1 : warpgroups > 2 ? kScalingOfThree : kScaling;
+  const bool narrow =
+      c.num_sides == 1 && c.block_n == 128 && work.row_bytes > kMarginScales * kGemmBlockBytes;
+  const double scaling = !work.scales_blocks ? 1 : narrow ? kScalingOfNarrow : kScaling;
   return scaling * std::max({turns, supply, gather});
 }
 
 /// Clocks of all row blocks of one expert with `waves` times 64 rows, for one column of tiles.
 inline double expert_clocks(const GroupedGemmConfig& c, const GroupedGemmWork& work, int waves) {
   const double k_blocks = std::ceil(static_cast<double>(work.row_bytes) / kGemmBlockBytes);
+  const bool wide = c.block_n / c.num_sides > 128;
   double per_output = kClocksPerOutput;
-  if (work.long_activation) {
-    per_output += c.block_n / c.num_sides > 128 ? kLongOutput256 : kLongOutput128;
-  }
+  if (work.long_activation) per_output += wide ? kLongOutput256 : kLongOutput128;
+  if (wide) per_output *= kWideEnd;
   const double ends = kStartClocks + per_output * c.block_m * c.block_n;
   const auto tile = [&](int w) { return k_blocks * k_block_clocks(c, work, w) + ends; };
   const int block_waves = c.block_m / kGemmWaveRows;
@@ -167,10 +172,12 @@ inline double grouped_gemm_clocks(const GroupedGemmConfig& c, const GroupedGemmW
   return gemm_cost::overlapped(multiply, read);
 }
 
-/// Both GEMMs of a layer share the sorted rows: gate_up's height is the sort's unit, and down's
-/// divides it.
+/// Both GEMMs of a layer share the sorted rows, in units that both tiles divide; tiles without a
+/// pair are passed over.
+inline constexpr int kMaxSortUnit = 384;
 struct GroupedGemmConfigs {
   GroupedGemmConfig gate_up{}, down{};
+  constexpr int sort_unit() const { return std::lcm(gate_up.block_m, down.block_m); }
 };
 inline GroupedGemmConfigs best_configs(const std::vector<GroupedGemmConfig>& configs,
                                        const LayerGemmWork& work, int num_sms) {
@@ -185,7 +192,7 @@ inline GroupedGemmConfigs best_configs(const std::vector<GroupedGemmConfig>& con
     const double first_clocks =
         grouped_gemm_clocks(first, gate_up, num_sms) + (holds_gated_scale(first) ? 0 : rounding);
     for (const GroupedGemmConfig& second : configs) {
-      if (first.block_m % second.block_m != 0) continue;
+      if (GroupedGemmConfigs{first, second}.sort_unit() > kMaxSortUnit) continue;
       const double clocks = first_clocks + grouped_gemm_clocks(second, down, num_sms);
       if (clocks < least) {
         least = clocks;

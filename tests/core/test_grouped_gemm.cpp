@@ -170,7 +170,7 @@ TEST(GroupedGemmCost, ChoosesWithin15PercentOfTheRecord) {
     double least = 1e30, us = 0;
     for (size_t i = 0; i < rows.size(); ++i) {
       for (size_t j = 0; j < rows.size(); ++j) {
-        if (configs[i].block_m % configs[j].block_m != 0) continue;
+        if (GroupedGemmConfigs{configs[i], configs[j]}.sort_unit() > kMaxSortUnit) continue;
         const double both = rows[i]["gate_up_us"].get<double>() + rows[j]["down_us"].get<double>();
         least = std::min(least, both);
         if (configs[i] == chosen.gate_up && configs[j] == chosen.down) us = both;

@@ -311,7 +311,7 @@ TEST(GpuSm90Gemm, TilesDoNotChangeBits) {
       const OneGemm gemm(operands, source, gated, columns, rows);
       std::optional<Buffer> first;
       for (const GroupedGemmConfig& config : gemm.configs()) {
-        for (const int32_t unit : {64, 128, 192}) {
+        for (const int32_t unit : {64, 128, 192, 384}) {
           if (unit % config.block_m != 0) continue;
           for (const int num_sms : {132, 3, 1}) {
             Buffer got = gemm.run(config, unit, num_sms);

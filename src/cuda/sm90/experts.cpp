@@ -27,8 +27,12 @@ namespace {
 /// Pairs of a chunk: expert outputs of H = 7168 stay below 4 GB, and a chunk of a large model has
 /// a thousand rows per expert, so its weights are read again at no cost beside the products.
 constexpr int64_t kChunkPairs = int64_t{1} << 18;
-/// Heights of the sort's blocks.
+/// Heights of tiles.
 constexpr int64_t kMinUnit = 32, kMaxUnit = 192;
+/// Slabs of down take rows in any unit.
+int32_t sort_unit(const GroupedGemmConfigs& configs, const DownSumPlan& slabs) {
+  return slabs.fits ? configs.gate_up.block_m : configs.sort_unit();
+}
 /// The sums of INT8 products stay exact in s32.
 constexpr int64_t kMaxInt8Columns = (int64_t{1} << 31) / (128 * 128) - 1;
 
@@ -242,9 +246,11 @@ Sm90Workspace Sm90Experts::layout(int64_t num_tokens, int64_t top_k) const {
   Sm90Workspace w;
   w.chunk_tokens = chunk_tokens(num_tokens, top_k);
   const int64_t pairs = w.chunk_tokens * top_k;
-  const int64_t rows = sort_capacity(w.chunk_tokens, top_k, spec_.num_experts, kMaxUnit);
-  WorkspaceCarver carver;
   w.slabs = plan_slabs(w.chunk_tokens, top_k);
+  const bool one_height = w.slabs.fits || in_fragment_order(gate_up_.rows);
+  const int64_t rows =
+      sort_capacity(w.chunk_tokens, top_k, spec_.num_experts, one_height ? kMaxUnit : kMaxSortUnit);
+  WorkspaceCarver carver;
   w.tile_counters = carver.take(kTileCounterBytes);
   if (w.slabs.fits) {
     w.slab_counters = carver.take(w.slabs.counter_bytes());
@@ -300,7 +306,7 @@ Sm90Experts::Batch Sm90Experts::sort(const RunExpertsArgs& args, int64_t begin, 
                                      Stream stream) const {
   const int64_t top_k = top_k_of(args.topk_ids);
   const GroupedGemmConfigs configs = select_configs(num_tokens, top_k);
-  const int32_t unit = configs.gate_up.block_m;
+  const int32_t unit = sort_unit(configs, layout.slabs);
   const int64_t capacity = sort_capacity(num_tokens, top_k, spec_.num_experts, unit);
   const TokenCount tokens{
       .limit = num_tokens, .on_device = args.num_tokens.as<const int32_t>(), .skipped = begin};
@@ -575,9 +581,10 @@ void Sm90Experts::plan(int64_t num_tokens, int64_t top_k, const MachineLimits& l
                           .flops = flops,
                           .predicted_us = predict_us(bytes, flops, limits.read_gbps, rate)});
   };
-  add("sort", sort_kernels(plan_sort(chunk, top_k, spec_.num_experts, configs.gate_up.block_m)),
-      fmt::format("units of {} rows, the height of gate_up's tiles", configs.gate_up.block_m),
-      pairs * 16, 0);
+  const DownSumPlan slabs = plan_slabs(chunk, top_k);
+  const int32_t unit = sort_unit(configs, slabs);
+  add("sort", sort_kernels(plan_sort(chunk, top_k, spec_.num_experts, unit)),
+      fmt::format("units of {} rows, which the GEMMs' tiles divide", unit), pairs * 16, 0);
   if (rounds) {
     add("quantize", "quantize", fmt::format("tokens to {}", to_string(activations_)),
         tokens * width * (2 + code_bytes), 0);
@@ -612,7 +619,7 @@ void Sm90Experts::plan(int64_t num_tokens, int64_t top_k, const MachineLimits& l
     add("quantize", "quantize", fmt::format("intermediate to {}", to_string(activations_)),
         pairs * inner * (2 + code_bytes), 0);
   }
-  if (const DownSumPlan slabs = plan_slabs(chunk, top_k); slabs.fits) {
+  if (slabs.fits) {
     add("down", "sm90_down_sum",
         fmt::format(
             "rows stay in shared memory; {} slabs of {} columns pass through a ring of {} in "
