@@ -207,7 +207,8 @@ void bench_route(Report& report, Limits& limits) {
         if (m.bias) {
           args.selection_bias = TensorView::contiguous(bias.data(), DataType::kF32, {m.experts});
         }
-        cuda_backend()->route(m.spec, args, {.backend = BackendKind::kCuda, .stream = {stream}});
+        cuda_backend()->route({.spec = m.spec, .args = args},
+                              {.backend = BackendKind::kCuda, .stream = {stream}});
       };
       const int64_t bytes = logit_bytes + out * 8;
       report.add("route", m.name, tokens, time_graph(launch, copies), bytes, limits.read_us(bytes));
@@ -249,8 +250,7 @@ Timing time_route_sort(const RouteSortModel& m, int64_t tokens, bool fused) {
           TensorView::contiguous(bias.data(), DataType::kF32, {m.experts});
     }
     if (!fused) {
-      cuda_backend()->route(m.spec, request.args,
-                            {.backend = BackendKind::kCuda, .stream = {stream}});
+      cuda_backend()->route(request, {.backend = BackendKind::kCuda, .stream = {stream}});
     }
     cuda::route_and_sort(fused ? &request : nullptr,
                          {.topk_ids = ids.as<int32_t>() + i * pairs,
