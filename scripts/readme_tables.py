@@ -4,6 +4,7 @@
 A table stands between `<!-- begin NAME -->` and `<!-- end NAME -->`.
 """
 import json
+import math
 import pathlib
 import re
 import sys
@@ -274,9 +275,9 @@ def gpu_prefill():
         for (kind, model, tokens), tiles in taken.items():
             if kind != operands:
                 continue
-            # gate_up's height is the sort's unit, which down's divides.
+            # The sort's unit is the least height that both tiles divide: at most 384 rows (core/grouped_gemm_config.h).
             pairs = [(first["gate_up_us"] + second["down_us"], first, second) for first in tiles for second in tiles
-                     if first["block_m"] % second["block_m"] == 0]
+                     if math.lcm(first["block_m"], second["block_m"]) <= 384]
             us, first, second = next(pair for pair in pairs if pair[1]["gate_up_chosen"] and pair[2]["down_chosen"])
             which = ", ".join(f"{tile['block_m']} x {tile['block_n']}" for tile in (first, second))
             losses.append((us / min(pair[0] for pair in pairs), f"{model}, T = {tokens}, {which}"))
