@@ -15,20 +15,6 @@ SWITCHYARD_HOST_DEVICE inline float finite_logit(float logit) {
   return logit > -FLT_MAX ? logit : -FLT_MAX;  // NaN compares false
 }
 
-/// log((1 + s) / (1 - s)) = 2 atanh(s) for 0 <= s <= 1/3; log(1 + z) for s = z / (2 + z), within 3
-/// units in the last place.
-SWITCHYARD_HOST_DEVICE inline float log_of_ratio(float s) {
-  const float q = s * s;     // at most 1/9
-  float sum = 1.0f / 15.0f;  // the next term is 3e-8 of the sum
-  sum = mul_add(sum, q, 1.0f / 13.0f);
-  sum = mul_add(sum, q, 1.0f / 11.0f);
-  sum = mul_add(sum, q, 1.0f / 9.0f);
-  sum = mul_add(sum, q, 1.0f / 7.0f);
-  sum = mul_add(sum, q, 1.0f / 5.0f);
-  sum = mul_add(sum, q, 1.0f / 3.0f);
-  return 2.0f * mul_add(sum * q, s, s);
-}
-
 /// log(1 + exp(x)).
 SWITCHYARD_HOST_DEVICE inline float softplus(float x) {
   const float z = exp_nonpositive(-std::abs(x));

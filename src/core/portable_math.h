@@ -1,5 +1,5 @@
 #pragma once
-// exp and log1p from additions, products and quotients alone: the same bits on every machine,
+// exp and log from additions, products and quotients alone: the same bits on every machine,
 // compiler and device, which libm does not promise. Routing uses them, so every backend chooses the
 // same experts; plain loops over them vectorise.
 
@@ -57,9 +57,9 @@ SWITCHYARD_HOST_DEVICE inline float exp_nonpositive(float x) {
 }
 SWITCHYARD_HOST_DEVICE inline double exp_nonpositive(double x) { return std::exp(x); }
 
-/// log(1 + z) for 0 <= z <= 1 within 3 units in the last place: 2 atanh(z / (2 + z)).
-SWITCHYARD_HOST_DEVICE inline float log1p_unit(float z) {
-  const float s = z / (2.0f + z);
+/// log((1 + s) / (1 - s)) = 2 atanh(s) for 0 <= s <= 1/3; log(1 + z) for s = z / (2 + z), within 3
+/// units in the last place.
+SWITCHYARD_HOST_DEVICE inline float log_of_ratio(float s) {
   const float q = s * s;     // at most 1/9
   float sum = 1.0f / 15.0f;  // the next term is 3e-8 of the sum
   sum = mul_add(sum, q, 1.0f / 13.0f);
