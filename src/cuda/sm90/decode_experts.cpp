@@ -193,15 +193,9 @@ DecodeExperts::Places DecodeExperts::places(int64_t num_tokens, int64_t top_k) c
   const int64_t chunks = std::max(gate_up_.steps.num_chunks(), down_.steps.num_chunks());
   p.partials = carver.take(decode_partial_bytes(warpgroups, chunks, p.unit_size));
   if (quantised()) {
-    const auto take = [&](int64_t rows, int64_t cols, WorkspaceRegion& codes,
-                          WorkspaceRegion& scales) {
-      codes = carver.take(rows * padded_row_bytes(storage.format, cols));
-      scales = carver.take(scale_rows(storage.scale_block, rows) *
-                           scale_cols(storage.scale_block, cols) * 4);
-    };
     const bool per_pair = gate_up_.packed->has_smooth_scales();
-    take(per_pair ? pairs : num_tokens, width, p.token_codes, p.token_scales);
-    take(pairs, inner, p.hidden_codes, p.hidden_scales);
+    take_codes(carver, per_pair ? pairs : num_tokens, width, p.token_codes, p.token_scales);
+    take_codes(carver, pairs, inner, p.hidden_codes, p.hidden_scales);
     p.token_numbers = take_numbers(carver, num_tokens, width);
     p.hidden_numbers = take_numbers(carver, pairs, inner);
   }
@@ -260,6 +254,14 @@ DecodeArgs DecodeExperts::sort_batch(const Batch& batch) const {
           .lists_ready = lists_ready,
           .partials = p.partials.in<uint32_t>(batch.workspace),
           .counters = p.counters.in<uint32_t>(batch.workspace)};
+}
+
+void DecodeExperts::take_codes(WorkspaceCarver& carver, int64_t rows, int64_t cols,
+                               WorkspaceRegion& codes, WorkspaceRegion& scales) const {
+  const ActivationStorage storage = activation_storage(activations_);
+  codes = carver.take(rows * padded_row_bytes(storage.format, cols));
+  scales = carver.take(scale_rows(storage.scale_block, rows) *
+                       scale_cols(storage.scale_block, cols) * 4);
 }
 
 DecodeExperts::NumberPlaces DecodeExperts::take_numbers(WorkspaceCarver& carver, int64_t rows,
@@ -515,12 +517,9 @@ DecodeExperts::Places DecodeExperts::stage_places(int64_t num_tokens, int64_t to
     p.bytes = carver.bytes();
     return p;
   }
-  const ActivationStorage storage = activation_storage(activations_);
   const bool per_pair = is_down || matrix.packed->has_smooth_scales();
   const int64_t rows = per_pair ? num_tokens * top_k : num_tokens;
-  p.token_codes = carver.take(rows * padded_row_bytes(storage.format, cols));
-  p.token_scales = carver.take(scale_rows(storage.scale_block, rows) *
-                               scale_cols(storage.scale_block, cols) * 4);
+  take_codes(carver, rows, cols, p.token_codes, p.token_scales);
   p.token_numbers = p.hidden_numbers = take_numbers(carver, rows, cols);
   p.bytes = carver.bytes();
   return p;

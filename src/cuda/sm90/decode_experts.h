@@ -81,6 +81,8 @@ class DecodeExperts {
   int64_t number_row_bytes(int64_t cols) const {
     return expanded() ? cols * 2 : padded_row_bytes(Format::kFp8E4m3, cols);
   }
+  void take_codes(WorkspaceCarver& carver, int64_t rows, int64_t cols, WorkspaceRegion& codes,
+                  WorkspaceRegion& scales) const;
   NumberPlaces take_numbers(WorkspaceCarver& carver, int64_t rows, int64_t cols) const;
   void set_weights(const Matrix& matrix, DecodeArgs& args) const;
   void multiply(const Matrix& matrix, const DecodeArgs& args, Stream stream) const;

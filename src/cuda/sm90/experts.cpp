@@ -353,6 +353,15 @@ Sm90Experts::Batch Sm90Experts::sort(const RunExpertsArgs& args, int64_t begin, 
           .stream = stream};
 }
 
+void Sm90Experts::follow_sorted(const Batch& batch, QuantizeJob& job) {
+  job.sorted_ids = batch.sorted.ids;
+  job.sorted_expert_ids = batch.sorted.experts;
+  job.num_valid_ids = batch.sorted.num_valid;
+  job.num_sorted = batch.capacity;
+  job.unit_size = batch.sorted.block_rows;
+  job.top_k = batch.sorted.top_k;
+}
+
 StoredRows Sm90Experts::quantize_input(const Batch& batch, RowSource& source) const {
   source = RowSource::kToken;
   const TensorView input = rows_of(batch.args.hidden_states, batch.begin, batch.tokens.limit);
@@ -371,12 +380,7 @@ StoredRows Sm90Experts::quantize_input(const Batch& batch, RowSource& source) co
     source = RowSource::kPair;
     job.channel_scale = gate_up_.rows.smooth_scales;
     job.channel_scale_stride = cols;
-    job.sorted_ids = batch.sorted.ids;
-    job.sorted_expert_ids = batch.sorted.experts;
-    job.num_valid_ids = batch.sorted.num_valid;
-    job.num_sorted = batch.capacity;
-    job.unit_size = batch.sorted.block_rows;
-    job.top_k = batch.sorted.top_k;
+    follow_sorted(batch, job);
   }
   if (is_mx(activations_)) return quantize_mx(batch, job, batch.tokens);
   quantize(job, batch.stream);
@@ -471,12 +475,7 @@ StoredRows Sm90Experts::quantize_hidden(const Batch& batch) const {
   job.input = hidden;
   job.input_type = DataType::kBf16;
   job.num_input_rows = batch.capacity;
-  job.sorted_ids = batch.sorted.ids;
-  job.sorted_expert_ids = batch.sorted.experts;
-  job.num_valid_ids = batch.sorted.num_valid;
-  job.num_sorted = batch.capacity;
-  job.unit_size = batch.sorted.block_rows;
-  job.top_k = batch.sorted.top_k;
+  follow_sorted(batch, job);
   job.rows_stay_sorted = true;
   job.channel_scale = down_.rows.smooth_scales;
   job.channel_scale_stride = cols;

@@ -102,6 +102,8 @@ class Sm90Experts final : public TunedExperts {
   /// The intermediate, in the activation format.
   StoredRows gate_up(const Batch& batch, const StoredRows& input, RowSource source) const;
   StoredRows quantize_hidden(const Batch& batch) const;
+  /// Rounds the sorted pairs' rows, each as its expert wants it, instead of every row.
+  static void follow_sorted(const Batch& batch, QuantizeJob& job);
   /// Quantises as `job` says and makes MX codes E4M3 ones with a scale per row, or bf16 numbers.
   StoredRows quantize_mx(const Batch& batch, QuantizeJob job, TokenCount rows) const;
   void down(const Batch& batch, const StoredRows& hidden) const;

@@ -96,12 +96,7 @@ StoredRows Sm90Experts::quantize_stage(const Batch& batch, const StageJob& job,
   rows.channel_scale = (job.is_down ? down_ : gate_up_).rows.smooth_scales;
   rows.channel_scale_stride = cols;
   if (source == RowSource::kPair) {  // rows of skipped pairs hold anything
-    rows.sorted_ids = batch.sorted.ids;
-    rows.sorted_expert_ids = batch.sorted.experts;
-    rows.num_valid_ids = batch.sorted.num_valid;
-    rows.num_sorted = batch.capacity;
-    rows.unit_size = batch.sorted.block_rows;
-    rows.top_k = batch.sorted.top_k;
+    follow_sorted(batch, rows);
     rows.input_per_pair = job.is_down;
   }
   if (is_mx(activations_)) {
