@@ -1,8 +1,9 @@
 // Times the prefill GEMMs of the built-in models under every tile that is compiled, beside what the
-// cost model predicts for it and what the machine allows: one launch of gate and up, rows gathered
-// and activated, and one of down. Writes one JSON record; prints the same as a table and how far
-// the model's choice is from the best tile, over batches that these kernels take. Then two layers'
-// GEMMs in bursts from a cool start and sustained, beside the matrix units in the same protocol.
+// cost model predicts for it and what the machine allows: gate and up, rows gathered and activated,
+// and down. Tiles take turns, so that a slow moment of the machine meets all of them. Writes one
+// JSON record; prints the same as a table and how far the model's choice is from the best tile,
+// over batches that these kernels take. Then two layers' GEMMs in bursts from a cool start and
+// sustained, beside the matrix units in the same protocol.
 
 #include <fmt/format.h>
 
@@ -64,7 +65,6 @@ struct Options {
   std::string only;  ///< "rates" or "tiles"
   std::string operands;
   std::vector<int64_t> tokens{1, 16, 64, 256, 1024, 4096, 16384};
-  int launches = 1;
   std::string out;
 };
 
@@ -163,13 +163,16 @@ double events_us(int count, F launch) {
   cudaEventDestroy(end);
   return static_cast<double>(ms) * 1000.0 / count;
 }
+double median(std::vector<double> times) {
+  std::sort(times.begin(), times.end());
+  return times[(times.size() - 1) / 2];
+}
 template <class F>
-double time_us(int count, F launch) {
+double time_us(F launch) {
   launch();
   std::vector<double> times;
-  for (int repeat = 0; repeat < 3; ++repeat) times.push_back(events_us(count, launch));
-  std::sort(times.begin(), times.end());
-  return times[times.size() / 2];
+  for (int repeat = 0; repeat < 3; ++repeat) times.push_back(events_us(1, launch));
+  return median(times);
 }
 
 /// Matrix work is bound by power: what a cool GPU does for tens of milliseconds it does not do for
@@ -380,17 +383,17 @@ class Bench {
     const Rows input(tokens, spec.expert_width(), operands, operands.activations);
     const Choice choice(spec, operands, layer, input, tokens);
     std::vector<Run> runs;
+    std::vector<Batch> batches;
     for (const GroupedGemmConfig& config : choice.configs) {
       const auto us = [&](const GroupedGemmWork& w) {
         return grouped_gemm_clocks(config, w, num_sms) / gemm_cost::kMatrixClock * 1e6;
       };
-      Run run;
-      run.config = config;
-      run.gate_up_predicted = us(choice.work.gate_up);
-      run.down_predicted = us(choice.work.down);
-      time_config(spec, operands, layer, input, tokens, run);
-      runs.push_back(run);
+      runs.push_back({.config = config,
+                      .gate_up_predicted = us(choice.work.gate_up),
+                      .down_predicted = us(choice.work.down)});
+      batches.emplace_back(spec, operands, layer, input, tokens, config.block_m);
     }
+    time_in_turns(batches, runs);
     for (const Run& run : runs) add(shape, operands, tokens, run, choice);
     if (choice.is_decode) return;
     compare(runs, choice.chosen, fmt::format("{} {} T {}", shape.name, operands.name, tokens));
@@ -418,14 +421,30 @@ class Bench {
     most_ = std::max(most_, predicted / us);
   }
 
-  void time_config(const LayerSpec& spec, const Operands& operands, const Layer& layer,
-                   const Rows& input, int64_t tokens, Run& run) const {
-    const Batch batch(spec, operands, layer, input, tokens, run.config.block_m);
-    const auto us = [&](const sm90::GroupedGemmJob& job) {
-      return time_us(options_.launches, batch.launcher(job, run.config));
+  /// Short launches more often, so that one slow moment does not count.
+  static void time_in_turns(const std::vector<Batch>& batches, std::vector<Run>& runs) {
+    constexpr double kUsPerTile = 4000;
+    constexpr int kFewest = 2, kMost = 9;
+    std::vector<std::vector<double>> gate_up(runs.size()), down(runs.size());
+    const auto turn = [&](bool counts) {
+      double us = 0;
+      for (size_t i = 0; i < runs.size(); ++i) {
+        const double first = events_us(1, batches[i].launcher(batches[i].gate_up, runs[i].config));
+        const double second = events_us(1, batches[i].launcher(batches[i].down, runs[i].config));
+        if (counts) gate_up[i].push_back(first), down[i].push_back(second);
+        us += first + second;
+      }
+      return us;
     };
-    run.gate_up_us = us(batch.gate_up);
-    run.down_us = us(batch.down);
+    turn(false);
+    const double us = turn(true);
+    const int turns = std::clamp(
+        static_cast<int>(kUsPerTile * static_cast<double>(runs.size()) / us), kFewest, kMost);
+    for (int i = 1; i < turns; ++i) turn(true);
+    for (size_t i = 0; i < runs.size(); ++i) {
+      runs[i].gate_up_us = median(gate_up[i]);
+      runs[i].down_us = median(down[i]);
+    }
   }
 
   void add(const ModelShape& shape, const Operands& operands, int64_t tokens, const Run& run,
@@ -507,7 +526,7 @@ class Bench {
       flops =
           sm90::launch_matrix_rate(operands, sink.as<float>(), cuda::device_facts(0).num_sms, {});
     };
-    const double us = time_us(1, launch);
+    const double us = time_us(launch);
     return at->second =
                time_rates(std::max(1, static_cast<int>(burst_us / us)), launch).tflops(flops);
   }
@@ -544,7 +563,6 @@ int main(int argc, char** argv) {
       ->delimiter(',')
       ->capture_default_str();
   app.add_option("--only", options.only)->check(CLI::IsMember({"rates", "tiles"}));
-  app.add_option("--launches", options.launches, "timed together")->capture_default_str();
   app.add_option("--json", options.out, "where the record goes");
   CLI11_PARSE(app, argc, argv);
   try {
