@@ -77,7 +77,8 @@ void add_layer_flags(CLI::App& command, LayerFlags& flags) {
   command
       .add_option("--activations", flags.activations,
                   "How activations are rounded where they meet the weights: auto, none, "
-                  "int8_block32, ...")
+                  "int8_block32, ... (NVFP4 weights, too, to E4M3 where a Hopper GPU multiplies "
+                  "them by fp8_per_token or fp8_per_tensor)")
       ->capture_default_str();
   command.add_option("--threads", flags.threads, "CPU threads; 0 = all cores")
       ->capture_default_str();

@@ -49,4 +49,13 @@ constexpr ActivationFormat resolved_activation_format(const LayerSpec& spec, Bac
   return ActivationFormat::kNone;
 }
 
+/// Whether a backend may round the weights as well: NVFP4 with its scales has six significant bits,
+/// so where Hopper multiplies it by E4M3 it becomes E4M3, each weight within 1/21 of itself. kAuto
+/// never asks for that.
+constexpr bool rounds_weights(const LayerSpec& spec, BackendKind backend) {
+  return backend == BackendKind::kCuda && spec.weight_format == Format::kNvfp4 &&
+         (spec.activation_format == ActivationFormat::kFp8PerToken ||
+          spec.activation_format == ActivationFormat::kFp8PerTensor);
+}
+
 }  // namespace switchyard

@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "core/cost_model.h"
+#include "core/fp4_prefill_tiles.h"
 #include "core/fragment_layout.h"
 #include "core/grouped_gemm_config.h"
 
@@ -23,10 +24,6 @@ namespace fp4_prefill_cost {
 // H200, fitted to R1 TP8, Kimi-K2, gpt-oss-120b and R1 EP8 at 2 to 256 rows per expert under every
 // tile: 7 % rms, 23 % at most (down of gpt-oss).
 inline constexpr double kClock = 1.755e9;
-/// Tiles of up to so many rows have four warpgroups instead of three.
-inline constexpr int kLowRows = 64;
-/// A tile whose last rows are no pairs multiplies a multiple of so many.
-constexpr int row_step(int tile_rows) { return tile_rows <= kLowRows ? 16 : 32; }
 /// Of a batch's rows, those that tiles multiply.
 inline double multiplied_rows(int tile_rows, double rows_per_expert) {
   const int step = row_step(tile_rows);
@@ -39,14 +36,24 @@ struct Rates {
 };
 inline Rates rates(const FragmentLayout& weights, bool block_scales, int tile_rows) {
   const bool low = tile_rows <= kLowRows;
+  const bool short_groups = weights.scale_cols == 32;
+  if (weights.order == FragmentOrder::kInt8) {
+    // Integer sums become f32 numbers first. Fitted to Kimi-K2 TP8 at T = 1024 and 8192 alone.
+    if (short_groups) return low ? Rates{900, 3.6, 17.9} : Rates{720, 1.9, 12.7};
+    return low ? Rates{840, 4.1, 6.8} : Rates{620, 1.0, 7.7};
+  }
   if (weights.order == FragmentOrder::kFp8) {
+    // A sum of 32 columns is scaled after every instruction; of 64 at MXFP4's price. As above.
+    if (weights.format == Format::kInt4 && short_groups) {
+      return low ? Rates{820, 5.0, 4.4} : Rates{600, 2.0, 6.5};
+    }
     // Rows' scales are multiplied beside the products.
     if (block_scales) return low ? Rates{840, 6.4, 0.3} : Rates{550, 2.8, 4.2};
     return low ? Rates{840, 5.4, 0.3} : Rates{550, 1.8, 4.2};
   }
   if (weights.format != Format::kInt4) return low ? Rates{660, 2.4, 2.5} : Rates{455, 1.2, 3.6};
   // Sums of groups are scaled beside the products.
-  if (weights.scale_cols == 32) return low ? Rates{475, 1.9, 9.4} : Rates{380, 1.0, 6.7};
+  if (short_groups) return low ? Rates{475, 1.9, 9.4} : Rates{380, 1.0, 6.7};
   return low ? Rates{560, 2.8, 4.5} : Rates{425, 0.7, 5.3};
 }
 /// Clocks of everything of one expert, per stage (128 bytes of K) of one column of tiles.

@@ -33,15 +33,19 @@ struct Fp8Table {
   uint32_t low, high;
 };
 
-/// Table of scale byte 8 * index: magnitudes times 2^(index - 8), all exact.
-SWITCHYARD_HOST_DEVICE constexpr Fp8Table make_fp8_table(int index) {
+/// Magnitudes times `scale`, rounded to nearest.
+SWITCHYARD_HOST_DEVICE constexpr Fp8Table scaled_fp8_table(float scale) {
   Fp8Table table{0, 0};
   for (int code = 0; code < 8; ++code) {
-    const float value = fp4_e2m1_to_f32(static_cast<uint8_t>(code)) * power_of_two(index - 8);
+    const float value = fp4_e2m1_to_f32(static_cast<uint8_t>(code)) * scale;
     uint32_t& half = code < 4 ? table.low : table.high;
     half |= uint32_t{f32_to_fp8_e4m3(value)} << (code % 4 * 8);
   }
   return table;
+}
+/// Table of scale byte 8 * index: magnitudes times 2^(index - 8), all exact.
+SWITCHYARD_HOST_DEVICE constexpr Fp8Table make_fp8_table(int index) {
+  return scaled_fp8_table(power_of_two(index - 8));
 }
 inline constexpr int kNumFp8Tables = 15;
 inline constexpr auto kFp8Tables = [] {
@@ -59,17 +63,38 @@ SWITCHYARD_HOST_DEVICE constexpr Fp8Table added_fp8_table(uint32_t byte) {
           byte * 0x01010101u + (0x24201c18u - kFirst * 0x01010101u)};
 }
 
-/// Eight E2M1 codes of one row: four E4M3 each for the lower and the upper half of a k-step.
-SWITCHYARD_HOST_DEVICE inline void convert_fp8(uint32_t word, const Fp8Table& table,
-                                               uint32_t& lower, uint32_t& upper) {
+/// Of every scale byte of NVFP4 in kFp8 order. A product has up to six significant bits, E4M3 four:
+/// this is where that pair of formats rounds.
+struct Nvfp4Tables {
+  static constexpr int kCount = kNvfp4Exponents * 8;
+  Fp8Table of[kCount];
+};
+constexpr Nvfp4Tables make_nvfp4_tables() {
+  Nvfp4Tables tables{};
+  for (int byte = 0; byte < Nvfp4Tables::kCount; ++byte) {
+    tables.of[byte] = scaled_fp8_table(nvfp4_scale(static_cast<uint8_t>(byte)) * kNvfp4Fp8Shrink);
+  }
+  return tables;
+}
+
+/// Eight E2M1 codes of one row: four E4M3 each for the lower and the upper half of a k-step, which
+/// have scales of their own.
+SWITCHYARD_HOST_DEVICE inline void convert_fp8(uint32_t word, const Fp8Table& low_columns,
+                                               const Fp8Table& high_columns, uint32_t& lower,
+                                               uint32_t& upper) {
 #if defined(__CUDA_ARCH__)
   uint32_t selector;  // opaque, or the compiler masks either half by itself
   asm("and.b32 %0, %1, 0x77777777;" : "=r"(selector) : "r"(word));
 #else
   const uint32_t selector = word & 0x77777777u;
 #endif
-  lower = (word & 0x80808080u) | choose_bytes(table.low, table.high, selector);
-  upper = (word << 4 & 0x80808080u) | choose_bytes(table.low, table.high, selector >> 16);
+  lower = (word & 0x80808080u) | choose_bytes(low_columns.low, low_columns.high, selector);
+  upper =
+      (word << 4 & 0x80808080u) | choose_bytes(high_columns.low, high_columns.high, selector >> 16);
+}
+SWITCHYARD_HOST_DEVICE inline void convert_fp8(uint32_t word, const Fp8Table& table,
+                                               uint32_t& lower, uint32_t& upper) {
+  convert_fp8(word, table, table, lower, upper);
 }
 
 /// Both halves of a register times both halves of another, bf16, rounded to nearest.
@@ -149,6 +174,36 @@ SWITCHYARD_HOST_DEVICE inline void convert_int4(uint32_t word, uint32_t first, u
 /// The same without zero points: 8.
 SWITCHYARD_HOST_DEVICE inline void convert_int4(uint32_t word, uint32_t (&a)[4]) {
   convert_int4(word, int4_bias(kInt4ZeroPoint), int4_bias(kInt4ZeroPoint), a);
+}
+
+/// Four INT4 stored as sign and magnitude (signed_magnitude_int4), in the low nibbles of bytes: the
+/// E4M3 numbers of 2^-8 v. A byte up to 0x10 is an integer times E4M3's least number.
+SWITCHYARD_HOST_DEVICE constexpr uint32_t int4_to_fp8(uint32_t word) {
+  return (word & 0x0f0f0f0fu) + (word & 0x01010101u) * 129u;
+}
+/// A zero point in all bytes.
+SWITCHYARD_HOST_DEVICE constexpr uint32_t int4_zeros(uint32_t zero_point) {
+  return zero_point * 0x01010101u;
+}
+/// 128 + code - zero point.
+SWITCHYARD_HOST_DEVICE constexpr uint32_t int4_less_zeros(uint32_t word, uint32_t zeros) {
+  return ((word & 0x0f0f0f0fu) | 0x80808080u) - zeros;
+}
+/// Four INT4 codes in the low nibbles of bytes, their zero point taken off, as E4M3 numbers of
+/// 2^-9 v. Zero points up to kMostInt4Fp8Zero.
+SWITCHYARD_HOST_DEVICE inline uint32_t int4_to_fp8(uint32_t word, uint32_t zeros) {
+  const uint32_t biased = int4_less_zeros(word, zeros);
+#if defined(__CUDA_ARCH__)
+  uint32_t positive;  // all bits of the byte
+  asm("prmt.b32 %0, %1, %1, 0xba98;" : "=r"(positive) : "r"(biased));
+#else
+  const uint32_t positive = (biased >> 7 & 0x01010101u) * 0xffu;
+#endif
+  return (biased ^ ~(positive & 0x7f7f7f7fu)) + (~positive & 0x01010101u);
+}
+/// The same as INT8 numbers v; any zero point.
+SWITCHYARD_HOST_DEVICE constexpr uint32_t int4_to_int8(uint32_t word, uint32_t zeros) {
+  return int4_less_zeros(word, zeros) ^ 0x80808080u;
 }
 
 }  // namespace switchyard

@@ -10,6 +10,7 @@
 //   thread 32 w + 4 g + q holds of rows 16 w + 2 g ("first") and 16 w + 2 g + 1 ("second"):
 //     kFp8   word 2 j + h  k-step j of 32 columns, row h of the pair; columns 4 q.. 4 q + 3 and
 //                          16 + 4 q .. of the step
+//     kInt8  as kFp8
 //     kBf16  word j        k-step j of 16 columns, both rows; columns 2 q, 2 q + 1 and
 //                          8 + 2 q, 8 + 2 q + 1 of the step; kMxfp8: word 2 j + h, row h
 //   pair 8 w + g          [row of the pair][scales of the block's columns]: one 4- or 8-byte load
@@ -17,7 +18,7 @@
 // wgmma wants rows g and g + 8 of 16 in one thread. They are neighbours here (fragment_row), so
 // that gate and up, whose rows alternate, meet in one thread, and so do two output columns.
 //
-// Scales count from the largest of their row, whose power of two is left to the epilogue
+// MX scales count from the largest of their row, whose power of two is left to the epilogue
 // (row_scale): the steps "down" of a block become what its converter takes (fragment_convert.h).
 // A row with more steps than its order's converter is exact for is "wide": it keeps plain E8M0
 // bytes, its row_scale is negative, and only kernels that compute in f32 may use it.
@@ -41,7 +42,10 @@ SWITCHYARD_HOST_DEVICE constexpr int fragment_code_bytes(Format format) {
 inline constexpr int kFragmentCodeBytes = fragment_code_bytes(Format::kMxfp4);  ///< of four bits
 
 /// The tensor-core loop that the words are ordered for.
-enum class FragmentOrder : int32_t { kRowMajor, kFp8, kBf16 };
+enum class FragmentOrder : int32_t { kRowMajor, kFp8, kBf16, kInt8 };
+SWITCHYARD_HOST_DEVICE constexpr bool multiplies_bytes(FragmentOrder order) {
+  return order == FragmentOrder::kFp8 || order == FragmentOrder::kInt8;
+}
 
 /// Where everything of one matrix is. Rows and columns are padded with zero codes to whole blocks.
 struct FragmentLayout {
@@ -103,7 +107,16 @@ struct CodePlace {
   int low;
   int top;
   int middle = 0;  ///< 0: four bits
+  /// INT4 is stored as its sign (the top bit) and v or, below zero, -v - 1.
+  bool signed_magnitude = false;
 };
+/// Either way.
+SWITCHYARD_HOST_DEVICE constexpr uint32_t signed_magnitude_int4(uint32_t code) {
+  return code ^ ((code & 8u) != 0 ? 8u : 15u);
+}
+SWITCHYARD_HOST_DEVICE constexpr uint32_t int4_of_signed_magnitude(uint32_t stored) {
+  return stored ^ ((stored & 8u) != 0 ? 15u : 8u);
+}
 
 /// code_place() of kMxfp8.
 SWITCHYARD_HOST_DEVICE constexpr CodePlace byte_place(int row, int col) {
@@ -116,17 +129,22 @@ SWITCHYARD_HOST_DEVICE constexpr CodePlace byte_place(int row, int col) {
   return {word, 16 * i, 16 * i + 11, 16 * i + 12};
 }
 
-/// row and col within the block. Columns 4 n .. 4 n + 3 (kFp8) or 2 n, 2 n + 1 share a word.
+/// row and col within the block. Columns 4 n .. 4 n + 3 (bytes) or 2 n, 2 n + 1 share a word.
+/// factors: as of fragment_layout().
 SWITCHYARD_HOST_DEVICE constexpr CodePlace code_place(FragmentOrder order, Format format, int row,
-                                                      int col) {
+                                                      int col, bool factors = false) {
   if (format == Format::kMxfp8) return byte_place(row, col);
   const int pair = row / 2;  // 8 w + g
   const int second = row % 2;
-  if (order == FragmentOrder::kFp8) {
+  if (multiplies_bytes(order)) {
     const int k = col % 32, i = k % 4, upper = k / 16;
-    const int thread = pair * 4 + k % 16 / 4;
-    const int word = col / 32 * 2 + second;
-    return {thread * 4 + word, 16 * upper + 4 * i, 8 * i + (upper != 0 ? 3 : 7)};
+    const int word = (pair * 4 + k % 16 / 4) * 4 + col / 32 * 2 + second;
+    if (format != Format::kInt4) {
+      return {word, 16 * upper + 4 * i, 8 * i + (upper != 0 ? 3 : 7)};
+    }
+    const int low = 8 * i + 4 * upper;
+    if (order == FragmentOrder::kInt8 || factors) return {word, low, low + 3};
+    return {word, low + 1, low, 0, true};
   }
   const int k = col % 16, i = k % 2, reg = k / 8 * 2 + second;
   const int word = (pair * 4 + k % 8 / 2) * 4 + col / 16;
@@ -138,7 +156,12 @@ SWITCHYARD_HOST_DEVICE constexpr CodePlace code_place(FragmentOrder order, Forma
 }
 /// Neighbouring columns that share a word.
 SWITCHYARD_HOST_DEVICE constexpr int code_run(FragmentOrder order) {
-  return order == FragmentOrder::kFp8 ? 4 : 2;
+  return multiplies_bytes(order) ? 4 : 2;
+}
+/// Of the layout's blocks.
+SWITCHYARD_HOST_DEVICE constexpr CodePlace code_place(const FragmentLayout& layout, int row,
+                                                      int col) {
+  return code_place(layout.order, layout.format, row, col, layout.scale_bytes == 4);
 }
 
 SWITCHYARD_HOST_DEVICE constexpr uint32_t code_of(uint32_t word, const CodePlace& place) {
@@ -146,13 +169,15 @@ SWITCHYARD_HOST_DEVICE constexpr uint32_t code_of(uint32_t word, const CodePlace
     return (word >> place.low & 15u) | (word >> place.middle & 7u) << 4 |
            (word >> place.top & 1u) << 7;
   }
-  return (word >> place.low & 7u) | (word >> place.top & 1u) << 3;
+  const uint32_t code = (word >> place.low & 7u) | (word >> place.top & 1u) << 3;
+  return place.signed_magnitude ? int4_of_signed_magnitude(code) : code;
 }
 SWITCHYARD_HOST_DEVICE constexpr uint32_t placed_code(uint32_t code, const CodePlace& place) {
   if (place.middle != 0) {
     return (code & 15u) << place.low | (code >> 4 & 7u) << place.middle |
            (code >> 7 & 1u) << place.top;
   }
+  if (place.signed_magnitude) code = signed_magnitude_int4(code);
   return (code & 7u) << place.low | (code >> 3 & 1u) << place.top;
 }
 
@@ -197,12 +222,20 @@ SWITCHYARD_HOST_DEVICE constexpr uint8_t nvfp4_scale_byte(uint8_t e4m3) {
   const int shift = mantissa >= 4 ? 1 : mantissa >= 2 ? 2 : 3;
   return static_cast<uint8_t>((3 - shift) << 3 | (mantissa << shift & 7));
 }
-/// The tensor core's products are this much too small, which row_scale takes back: a bf16
-/// multiplier of 2^126 times a scale of 2 or more would be infinite.
-inline constexpr float kNvfp4RowScale = 256.0f;
 SWITCHYARD_HOST_DEVICE constexpr float nvfp4_scale(uint8_t byte) {
   return f32_from_bits((static_cast<uint32_t>(byte) << 20) + (uint32_t{127 - 9} << 23));
 }
+/// kBf16: the tensor core's products are this much too small, which row_scale takes back: a bf16
+/// multiplier of 2^126 times a scale of 2 or more would be infinite.
+inline constexpr float kNvfp4RowScale = 256.0f;
+/// kFp8: the byte is relative to the largest exponent of its row, for which it has kNvfp4Exponents
+/// - 1; the products' operands are 2^-3 of what nvfp4_scale() says: 6 * 480 becomes 360.
+inline constexpr int kNvfp4Exponents = 18;
+SWITCHYARD_HOST_DEVICE constexpr int nvfp4_exponent(uint8_t byte) { return byte >> 3; }
+SWITCHYARD_HOST_DEVICE constexpr uint8_t nvfp4_relative_byte(uint8_t byte, int largest) {
+  return static_cast<uint8_t>(byte + (kNvfp4Exponents - 1 - largest) * 8);
+}
+inline constexpr float kNvfp4Fp8Shrink = 0x1p-3f;
 
 /// kInt4: a scale that was bf16 or f16, whose f32 has 13 zeros at its end, and a zero point there.
 inline constexpr uint32_t kInt4ZeroBits = 0x7f;
@@ -215,6 +248,14 @@ SWITCHYARD_HOST_DEVICE constexpr float int4_scale(uint32_t factor) {
 SWITCHYARD_HOST_DEVICE constexpr uint32_t int4_zero_point(uint32_t factor) {
   return factor & kInt4ZeroBits;
 }
+/// kFp8: largest zero point that leaves E4M3 numbers (-16 .. 15) of all codes.
+inline constexpr uint32_t kMostInt4Fp8Zero = 16;
+/// kInt4: an integer is stored as a subnormal E4M3, or the next ones up, so much too small; twice
+/// that where the sign takes the lowest bit.
+SWITCHYARD_HOST_DEVICE constexpr float int4_row_scale(const FragmentLayout& layout) {
+  if (layout.order != FragmentOrder::kFp8) return 1.0f;
+  return layout.scale_bytes == 4 ? 512.0f : 256.0f;
+}
 
 /// 2^exponent, subnormal results included.
 SWITCHYARD_HOST_DEVICE constexpr float power_of_two(int exponent) {
@@ -222,14 +263,26 @@ SWITCHYARD_HOST_DEVICE constexpr float power_of_two(int exponent) {
                           : f32_from_bits(uint32_t{1} << (exponent + 149));
 }
 
+/// kNvfp4: of a row whose largest exponent is `largest`, less the global scale.
+SWITCHYARD_HOST_DEVICE constexpr float nvfp4_row_scale(FragmentOrder order, int largest) {
+  if (order != FragmentOrder::kFp8) return kNvfp4RowScale;
+  return power_of_two(largest - (kNvfp4Exponents - 1)) / kNvfp4Fp8Shrink;
+}
+
 /// What a kernel that computes in f32 multiplies the codes of (row, scale byte) with. `scale` holds
 /// one stored scale in its lowest bytes.
 SWITCHYARD_HOST_DEVICE constexpr float fragment_scale(const FragmentLayout& layout, uint32_t scale,
                                                       float row_scale) {
   const auto byte = static_cast<uint8_t>(scale);
-  if (layout.scale_bytes == 4) return int4_scale(scale) * row_scale;
-  if (layout.format == Format::kInt4) return bf16_to_f32(static_cast<uint16_t>(scale)) * row_scale;
-  if (layout.format == Format::kNvfp4) return nvfp4_scale(byte) * (row_scale / kNvfp4RowScale);
+  if (layout.format == Format::kInt4) {
+    return (layout.scale_bytes == 4 ? int4_scale(scale)
+                                    : bf16_to_f32(static_cast<uint16_t>(scale))) *
+           (row_scale / int4_row_scale(layout));
+  }
+  if (layout.format == Format::kNvfp4) {
+    const bool fp8 = layout.order == FragmentOrder::kFp8;
+    return nvfp4_scale(byte) * (fp8 ? row_scale * kNvfp4Fp8Shrink : row_scale / kNvfp4RowScale);
+  }
   if (row_scale < 0.0f) return e8m0_to_f32(byte) * -row_scale;
   return power_of_two(mx_scale_exponent(layout.order, layout.format, byte)) * row_scale;
 }

@@ -58,8 +58,7 @@ __device__ inline StoredVector load_weights(const WeightRows& w, int64_t expert,
       reinterpret_cast<const uint32_t*>(values + fragment_block(w.fragments, row, col));
   StoredVector raw{};
   for (int j = 0; j < kVector; ++j) {
-    const CodePlace place = code_place(w.fragments.order, w.rows.format, row % kFragmentRows,
-                                       (col + j) % kFragmentCols);
+    const CodePlace place = code_place(w.fragments, row % kFragmentRows, (col + j) % kFragmentCols);
     const int bit = element_bits(w.rows.format) * j;
     raw.words[bit / 32] |= code_of(block[place.word], place) << (bit % 32);
   }

@@ -387,6 +387,10 @@ void CudaExperts::plan(int64_t num_tokens, int64_t top_k, const MachineLimits& l
                                                              : nullptr;
       const std::string spread = weights == nullptr ? "" : to_string(weights->spread());
       if (!spread.empty()) step.why += "; " + spread;
+      if (weights != nullptr && weights->rows().rows.format == Format::kNvfp4 &&
+          weights->rows().fragments.order == FragmentOrder::kFp8) {
+        step.why += "; NVFP4 weights rounded to E4M3, each by at most 1/21";
+      }
     }
     return;
   }

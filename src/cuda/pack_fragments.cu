@@ -12,9 +12,23 @@ constexpr int kWordsPerThread = 4;
 
 struct Tile {
   uint8_t codes[kFragmentRows][kFragmentCols];  // rows of so many bytes as the format has
-  uint8_t largest[kFragmentRows];               // E8M0 byte
+  uint8_t largest[kFragmentRows];               // E8M0 byte; kNvfp4: exponent
   bool wide[kFragmentRows];
 };
+
+/// kNvfp4: two threads find the largest exponent of a row.
+__device__ void scan_nvfp4_row(const FragmentPackJob& job, Tile& tile, int row, int half,
+                               int64_t global) {
+  int largest = 0;
+  if (global < job.num_rows) {
+    for (int g = half; g < job.num_groups; g += 2) {
+      const uint8_t scale = job.scales[global * job.num_groups + g];
+      largest = max(largest, nvfp4_exponent(nvfp4_scale_byte(scale)));
+    }
+  }
+  largest = max(largest, __shfl_xor_sync(~0u, largest, 1));
+  if (half == 0) tile.largest[row] = static_cast<uint8_t>(largest);
+}
 
 /// Four bits a code or eight.
 constexpr uint32_t magnitude_bits(Format format) {
@@ -97,16 +111,15 @@ __device__ uint32_t code_at(const FragmentPackJob& job, const Tile& tile, int ro
 __device__ void pack_codes(const FragmentPackJob& job, const Tile& tile, int thread, int part,
                            int64_t first_row, int64_t first_col, uint8_t* block) {
   const FragmentOrder order = job.layout.order;
-  const Format format = job.layout.format;
   const int place = part * kFragmentThreads + thread;
   uint32_t words[kWordsPerThread] = {};
   for (int row = thread / 4 * 2; row < thread / 4 * 2 + 2; ++row) {
     for (int run = 0; run < kFragmentCols; run += code_run(order)) {
-      const int word = code_place(order, format, row, run).word;
+      const int word = code_place(job.layout, row, run).word;
       if (word / kWordsPerThread != place) continue;
       for (int col = run; col < run + code_run(order); ++col) {
         const uint32_t code = placed_code(code_at(job, tile, row, col, first_row + row, first_col),
-                                          code_place(order, format, row, col));
+                                          code_place(job.layout, row, col));
 #pragma unroll
         for (int w = 0; w < kWordsPerThread; ++w) {
           words[w] |= word % kWordsPerThread == w ? code : 0u;
@@ -139,15 +152,21 @@ __device__ void pack_scales(const FragmentPackJob& job, const Tile& tile, int th
     const int64_t from =
         inside ? (first_row + row) * job.num_groups + group_of(job, first_col + col) : 0;
     if (layout.scale_bytes == 4) {
-      *reinterpret_cast<uint32_t*>(to) = inside
-                                             ? reinterpret_cast<const uint32_t*>(job.scales)[from]
-                                             : int4_factor(0.0f, kInt4ZeroPoint);
+      const uint32_t factor = inside ? reinterpret_cast<const uint32_t*>(job.scales)[from]
+                                     : int4_factor(0.0f, kInt4ZeroPoint);
+      *reinterpret_cast<uint32_t*>(to) = factor;
+      const bool exact =
+          layout.order != FragmentOrder::kFp8 || int4_zero_point(factor) <= kMostInt4Fp8Zero;
+      if (!exact) atomicAdd(&job.spread->wide, 1u);
     } else if (layout.format == Format::kInt4) {
       *reinterpret_cast<uint16_t*>(to) =
           inside ? reinterpret_cast<const uint16_t*>(job.scales)[from] : uint16_t{0};
     } else if (layout.format == Format::kNvfp4) {
       if (inside && (job.scales[from] & 0x7fu) == 0x7fu) atomicAdd(&job.spread->not_numbers, 1u);
-      *to = inside ? nvfp4_scale_byte(job.scales[from]) : uint8_t{0};
+      const uint8_t byte = inside ? nvfp4_scale_byte(job.scales[from]) : uint8_t{0};
+      *to = layout.order == FragmentOrder::kFp8 && inside
+                ? nvfp4_relative_byte(byte, tile.largest[row])
+                : byte;
     } else {
       *to =
           inside ? mx_byte(job, tile, row, col, job.scales[from]) : mx_scale_byte(layout.order, 0);
@@ -162,13 +181,16 @@ __global__ void __launch_bounds__(kFragmentThreads)
   const int row = thread / 2, half = thread % 2;
   const int64_t first_row = int64_t{blockIdx.x} * kFragmentRows;
   const Format format = job.layout.format;
+  if (format == Format::kNvfp4) scan_nvfp4_row(job, tile, row, half, first_row + row);
   if (is_mx(format)) {
     scan_row(job, tile, row, half, first_row + row);
   } else if (half == 0 && first_row + row < job.num_rows) {
     const int64_t global = first_row + row;
     const float scale =
         job.global_scales != nullptr ? job.global_scales[global % job.halves] : 1.0f;
-    job.row_scales[global] = format == Format::kNvfp4 ? scale * kNvfp4RowScale : scale;
+    job.row_scales[global] =
+        scale * (format == Format::kNvfp4 ? nvfp4_row_scale(job.layout.order, tile.largest[row])
+                                          : int4_row_scale(job.layout));
   }
   for (int64_t col = 0; col < job.layout.padded_cols(); col += kFragmentCols) {
     __syncthreads();

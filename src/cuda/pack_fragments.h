@@ -14,7 +14,8 @@ namespace switchyard::cuda {
 struct ScaleSpread {
   static constexpr int kBins = 16;
   uint32_t rows[kBins];  ///< rows with a spread of 0, 1, ...; the last: of 15 or more
-  uint32_t wide;         ///< rows that spread too far for their order's converter
+  uint32_t wide;         ///< rows that spread too far for their order's converter; INT4: groups
+                         ///< with a zero point above kMostInt4Fp8Zero (kFp8)
   uint32_t not_numbers;  ///< groups whose scale or some E4M3 code is NaN
 
   /// Whether some row spreads over more than `steps`.

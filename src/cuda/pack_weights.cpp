@@ -138,18 +138,24 @@ FragmentOrder fragment_order(ActivationFormat activations, const WeightMatrix& u
                              const WeightMatrix& down, int device) {
   if (device_facts(device).capability != 90) return FragmentOrder::kRowMajor;
   if (!has_fragment_order(up) || !has_fragment_order(down)) return FragmentOrder::kRowMajor;
-  if (up.format != Format::kMxfp4) {  // only bf16 keeps their scales exact; MXFP8 rows are bf16 too
-    const bool plain = activations == ActivationFormat::kNone ||
-                       (up.format == Format::kMxfp8 && activations == ActivationFormat::kMxfp8);
-    return plain ? FragmentOrder::kBf16 : FragmentOrder::kRowMajor;
-  }
+  const auto of = [&](FragmentOrder order, auto... formats) {
+    return ((up.format == formats) || ...) ? order : FragmentOrder::kRowMajor;
+  };
+  // Zero points of 32 columns are rare, and each operand has kernels of its own.
+  const bool short_factors = up.format == Format::kInt4 && up.scale_block.cols == 32 &&
+                             (has_factors(up) || has_factors(down));
+  if (short_factors && activations != ActivationFormat::kNone) return FragmentOrder::kRowMajor;
   switch (activations) {
     case ActivationFormat::kNone: return FragmentOrder::kBf16;
+    case ActivationFormat::kMxfp8:  // MXFP8 rows become bf16, too
+      if (up.format == Format::kMxfp8) return FragmentOrder::kBf16;
+      return of(FragmentOrder::kFp8, Format::kMxfp4);
     case ActivationFormat::kFp8PerTensor:
     case ActivationFormat::kFp8PerToken:
+      return of(FragmentOrder::kFp8, Format::kMxfp4, Format::kInt4, Format::kNvfp4);
     case ActivationFormat::kFp8Block128:
-    case ActivationFormat::kMxfp8:
-    case ActivationFormat::kMxfp4: return FragmentOrder::kFp8;
+    case ActivationFormat::kMxfp4: return of(FragmentOrder::kFp8, Format::kMxfp4);
+    case ActivationFormat::kInt8PerToken: return of(FragmentOrder::kInt8, Format::kInt4);
     default: return FragmentOrder::kRowMajor;
   }
 }

@@ -13,8 +13,9 @@
 namespace switchyard::cuda {
 
 /// The order in which Hopper's kernels want the 4-bit weights of a layer whose first expert has
-/// these matrices; kRowMajor when they cannot take them. MXFP4 becomes exact E4M3 where activations
-/// are FP8 numbers, exact bf16 where they are not.
+/// these matrices; kRowMajor when they cannot take them. MXFP4 and INT4 become exact E4M3 where
+/// activations are FP8 numbers, INT4 exact INT8 where they are INT8, all exact bf16 where they are
+/// bf16.
 FragmentOrder fragment_order(ActivationFormat activations, const WeightMatrix& up,
                              const WeightMatrix& down, int device);
 

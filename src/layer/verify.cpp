@@ -117,8 +117,9 @@ ErrorBound error_bound(const LayerSpec& spec, BackendKind backend, DataType outp
   // A relative error d of the input reaches g and u independently, and act(g, u) with
   // sqrt(E[(act_g g)^2 + (act_u u)^2] / E[act^2]) <= 1.6 times its size (square: 2 / sqrt(3)).
   const double gain = spec.activation.gated() ? 1.6 : 1.2;
-  const double input = gain * quantisation_error(activations, width);
-  const double intermediate = quantisation_error(activations, inner);
+  const double weights = rounds_weights(spec, backend) ? kUniformRms * 0x1p-3 : 0.0;
+  const double input = gain * std::hypot(quantisation_error(activations, width), weights);
+  const double intermediate = std::hypot(quantisation_error(activations, inner), weights);
   // The GPU keeps the intermediate and the rows that combine sums in bf16, and the latent vectors
   // before and after the experts; the others all in f32.
   const double latent = spec.latent_size > 0 ? gain * gain + 1.0 : 0.0;

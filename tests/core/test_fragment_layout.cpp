@@ -18,11 +18,14 @@ struct Kind {
   FragmentOrder order;
   Format format;
   int64_t group;
+  bool factors = false;
 };
 constexpr Kind kKinds[] = {
     {FragmentOrder::kFp8, Format::kMxfp4, 32},  {FragmentOrder::kBf16, Format::kMxfp4, 32},
     {FragmentOrder::kBf16, Format::kNvfp4, 16}, {FragmentOrder::kBf16, Format::kInt4, 32},
     {FragmentOrder::kBf16, Format::kInt4, 128}, {FragmentOrder::kBf16, Format::kMxfp8, 32},
+    {FragmentOrder::kFp8, Format::kInt4, 32},   {FragmentOrder::kFp8, Format::kInt4, 128, true},
+    {FragmentOrder::kInt8, Format::kInt4, 32},  {FragmentOrder::kFp8, Format::kNvfp4, 16},
 };
 
 /// Every bit of a code, from the lowest on.
@@ -34,18 +37,19 @@ std::vector<int> bits_of(const CodePlace& at) {
 
 TEST(FragmentLayout, PlacesAreDisjointAndFillTheBlock) {
   for (const Kind& kind : kKinds) {
-    const FragmentLayout layout = fragment_layout(kind.order, kind.format, kind.group, 64, 64);
+    const FragmentLayout layout =
+        fragment_layout(kind.order, kind.format, kind.group, 64, 64, kind.factors);
     std::set<int> bits, scale_bytes;
     for (int row = 0; row < kFragmentRows; ++row) {
       for (int col = 0; col < kFragmentCols; ++col) {
-        const CodePlace at = code_place(kind.order, kind.format, row, col);
+        const CodePlace at = code_place(layout, row, col);
         const std::vector<int> own = bits_of(at);
         ASSERT_EQ(static_cast<int>(own.size()), element_bits(kind.format));
         for (const int bit : own) {
           ASSERT_TRUE(bits.insert(at.word * 32 + bit).second);
         }
-        const CodePlace first = code_place(kind.order, kind.format, row,
-                                           col / code_run(kind.order) * code_run(kind.order));
+        const CodePlace first =
+            code_place(layout, row, col / code_run(kind.order) * code_run(kind.order));
         ASSERT_EQ(at.word, first.word) << "a run shares its word";
         const int scale = scale_place(layout, row, col);
         for (int b = 0; b < layout.scale_bytes; ++b) scale_bytes.insert(scale + b);
@@ -88,14 +92,14 @@ TEST(FragmentLayout, BlocksOfARowBlockFollowEachOtherAndPaddingIsWholeBlocks) {
 
 /// Random codes of a block, and the words that hold them.
 struct Block {
-  Block(FragmentOrder order, Format format, std::mt19937& random)
+  Block(FragmentOrder order, Format format, std::mt19937& random, bool factors = false)
       : words(static_cast<size_t>(fragment_code_bytes(format) / 4)),
         codes(kFragmentRows * kFragmentCols) {
     const uint32_t mask = (1u << element_bits(format)) - 1;
     for (uint8_t& code : codes) code = static_cast<uint8_t>(random() & mask);
     for (int row = 0; row < kFragmentRows; ++row) {
       for (int col = 0; col < kFragmentCols; ++col) {
-        const CodePlace at = code_place(order, format, row, col);
+        const CodePlace at = code_place(order, format, row, col, factors);
         words[static_cast<size_t>(at.word)] |= placed_code(code(row, col), at);
       }
     }
@@ -117,10 +121,10 @@ struct Block {
 TEST(FragmentLayout, UnpackingFindsWhatPackingStored) {
   std::mt19937 random(1);
   for (const Kind& kind : kKinds) {
-    const Block block(kind.order, kind.format, random);
+    const Block block(kind.order, kind.format, random, kind.factors);
     for (int row = 0; row < kFragmentRows; ++row) {
       for (int col = 0; col < kFragmentCols; ++col) {
-        const CodePlace at = code_place(kind.order, kind.format, row, col);
+        const CodePlace at = code_place(kind.order, kind.format, row, col, kind.factors);
         ASSERT_EQ(code_of(block.words[static_cast<size_t>(at.word)], at), block.code(row, col));
       }
     }
@@ -146,6 +150,38 @@ TEST(FragmentConvert, ThreadsGetTheirOwnFp8Registers) {
         for (int i = 0; i < 4; ++i) {
           const uint8_t code = block.code(row, step * 32 + r / 2 * 16 + q * 4 + i);
           ASSERT_EQ(fp8_e4m3_to_f32(static_cast<uint8_t>(a[r] >> (8 * i))), fp4_e2m1_to_f32(code));
+        }
+      }
+    }
+  }
+}
+
+TEST(FragmentConvert, ThreadsGetTheirOwnBytesOfInt4) {
+  std::mt19937 random(5);
+  for (const Kind& kind : kKinds) {
+    if (kind.format != Format::kInt4 || !multiplies_bytes(kind.order)) continue;
+    const FragmentLayout layout =
+        fragment_layout(kind.order, kind.format, kind.group, 64, 64, kind.factors);
+    const Block block(kind.order, kind.format, random, kind.factors);
+    for (int thread = 0; thread < kFragmentThreads; ++thread) {
+      const int w = thread / 32, g = thread % 32 / 4, q = thread % 4;
+      for (int step = 0; step < 2; ++step) {
+        for (int r = 0; r < 4; ++r) {
+          const uint32_t word =
+              block.words[static_cast<size_t>(thread * 4 + step * 2 + r % 2)] >> (r / 2 * 4);
+          const uint32_t zeros = int4_zeros(kInt4ZeroPoint);
+          const uint32_t a = kind.order == FragmentOrder::kInt8 ? int4_to_int8(word, zeros)
+                             : kind.factors                     ? int4_to_fp8(word, zeros)
+                                                                : int4_to_fp8(word);
+          const int row = Block::packed_row(16 * w + g + 8 * (r % 2));
+          for (int i = 0; i < 4; ++i) {
+            const auto byte = static_cast<uint8_t>(a >> (8 * i));
+            const float got = kind.order == FragmentOrder::kInt8
+                                  ? static_cast<float>(static_cast<int8_t>(byte))
+                                  : fp8_e4m3_to_f32(byte) * int4_row_scale(layout);
+            const uint8_t code = block.code(row, step * 32 + r / 2 * 16 + q * 4 + i);
+            ASSERT_EQ(got, int4_to_f32(code));
+          }
         }
       }
     }
@@ -207,7 +243,7 @@ void for_each_code(FragmentOrder order, Format format, Check check) {
   const int bits = element_bits(format);
   for (int place = 0; place < 32 / bits; ++place) {
     // Row pair 0, thread 0: the places of its word 0.
-    const bool fp8 = order == FragmentOrder::kFp8, one_row = fp8 || bits == 8;
+    const bool fp8 = multiplies_bytes(order), one_row = fp8 || bits == 8;
     const int row = one_row ? 0 : place / 2 % 2;
     const int col = fp8 ? place % 4 + place / 4 * 16 : place % 2 + place * bits / 16 * 8;
     const CodePlace at = code_place(order, format, row, col);
@@ -299,6 +335,34 @@ TEST(FragmentConvert, Nvfp4IsExactForEveryCodeAndScale) {
   }
 }
 
+/// Every code under every scale, in rows whose largest exponent is any: within a 21st of itself, or
+/// half of E4M3's least number.
+TEST(FragmentConvert, Nvfp4RoundsToE4m3ByA21st) {
+  static constexpr Nvfp4Tables kTables = make_nvfp4_tables();
+  const FragmentLayout layout = fragment_layout(FragmentOrder::kFp8, Format::kNvfp4, 16, 64, 64);
+  for (int largest = 0; largest < kNvfp4Exponents; ++largest) {
+    const float row_scale = nvfp4_row_scale(FragmentOrder::kFp8, largest);
+    for (int scale = 1; scale < 0x7f; ++scale) {
+      const uint8_t own = nvfp4_scale_byte(static_cast<uint8_t>(scale));
+      if (nvfp4_exponent(own) > largest) continue;
+      const uint8_t byte = nvfp4_relative_byte(own, largest);
+      const float value = fp8_e4m3_to_f32(static_cast<uint8_t>(scale));
+      ASSERT_EQ(fragment_scale(layout, byte, row_scale), value) << "generic kernels are exact";
+      for_each_code(layout.order, layout.format, [&](uint32_t word, int place, uint8_t code) {
+        uint32_t a[2];
+        const Fp8Table other = kFp8Tables[3];
+        convert_fp8(word, place < 4 ? kTables.of[byte] : other,
+                    place < 4 ? other : kTables.of[byte], a[0], a[1]);
+        const auto got = static_cast<uint8_t>(a[place / 4] >> (place % 4 * 8));
+        const float want = fp4_e2m1_to_f32(code) * value;
+        const float floor = std::ldexp(row_scale, -10);  // half of E4M3's least number
+        ASSERT_LE(std::abs(fp8_e4m3_to_f32(got) * row_scale - want),
+                  std::max(std::abs(want) / 21, floor));
+      });
+    }
+  }
+}
+
 TEST(FragmentConvert, Int4IsExactForEveryCodeAndZeroPoint) {
   for (uint32_t zero_point = 0; zero_point <= kInt4ZeroBits; ++zero_point) {
     for_each_code(FragmentOrder::kBf16, Format::kInt4, [&](uint32_t word, int place, uint8_t code) {
@@ -309,6 +373,25 @@ TEST(FragmentConvert, Int4IsExactForEveryCodeAndZeroPoint) {
       const auto got = static_cast<uint16_t>(a[place / 2] >> (place % 2 * 16));
       ASSERT_EQ(bf16_to_f32(got), static_cast<float>(code) - static_cast<float>(zero_point));
     });
+  }
+}
+
+TEST(FragmentConvert, Int4IsExactInBytesForEveryCodeAndZeroPoint) {
+  const FragmentLayout fp8 = fragment_layout(FragmentOrder::kFp8, Format::kInt4, 32, 64, 64, true);
+  for (uint32_t zero_point = 0; zero_point <= kInt4ZeroBits; ++zero_point) {
+    for (uint32_t word = 0; word < 0x10000; word += 0x11) {  // every code beside every other
+      const uint32_t words = word | word << 16;
+      const uint32_t int8 = int4_to_int8(words, int4_zeros(zero_point));
+      const uint32_t e4m3 = int4_to_fp8(words, int4_zeros(zero_point));
+      for (int i = 0; i < 4; ++i) {
+        const auto want =
+            static_cast<float>(words >> (8 * i) & 15u) - static_cast<float>(zero_point);
+        ASSERT_EQ(static_cast<float>(static_cast<int8_t>(int8 >> (8 * i))), want);
+        if (zero_point > kMostInt4Fp8Zero) continue;
+        ASSERT_EQ(fp8_e4m3_to_f32(static_cast<uint8_t>(e4m3 >> (8 * i))) * int4_row_scale(fp8),
+                  want);
+      }
+    }
   }
 }
 

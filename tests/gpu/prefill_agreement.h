@@ -33,6 +33,7 @@ struct Batch {
   int64_t only_expert = -1;  ///< >= 0: every token's
   bool addend = false;
   DataType output = DataType::kBf16;
+  DataType hidden = DataType::kBf16;
 };
 
 inline Buffer run_on_gpu(const PackedExperts& experts, const RunExpertsArgs& args, int64_t top_k) {
@@ -62,7 +63,7 @@ inline void expect_agreement(const PrefillExperts& experts, const Batch& batch,
 
   Random random(static_cast<uint64_t>(batch.tokens * 31 + spec.hidden_size));
   const int64_t width = spec.expert_width();
-  const Buffer hidden = Buffer::normal(random, DataType::kBf16, {batch.tokens, width});
+  const Buffer hidden = Buffer::normal(random, batch.hidden, {batch.tokens, width});
   Buffer ids = random_topk_ids(random, batch.tokens, spec.top_k, spec.num_experts);
   for (int64_t i = 0; i < ids.size(); ++i) {
     if (batch.only_expert >= 0) {  // and no other choice

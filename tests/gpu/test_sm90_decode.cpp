@@ -49,6 +49,14 @@ const Operands kOperands[] = {
     {Format::kInt4, {1, 32}, ActivationFormat::kNone, true},
     {Format::kInt4, {1, 128}, ActivationFormat::kNone, true, DataType::kF16},
     {Format::kInt4, {1, 64}, ActivationFormat::kNone, false, DataType::kF16},
+    {Format::kInt4, {1, 32}, ActivationFormat::kFp8PerToken},
+    {Format::kInt4, {1, 128}, ActivationFormat::kFp8PerToken},
+    {Format::kInt4, {1, 64}, ActivationFormat::kFp8PerTensor, true},
+    {Format::kInt4, {1, 128}, ActivationFormat::kFp8PerToken, true, DataType::kF16},
+    {Format::kInt4, {1, 32}, ActivationFormat::kInt8PerToken},
+    {Format::kInt4, {1, 128}, ActivationFormat::kInt8PerToken},
+    {Format::kInt4, {1, 128}, ActivationFormat::kInt8PerToken, true, DataType::kF16},
+    {Format::kNvfp4, {1, 16}, ActivationFormat::kFp8PerToken},
 };
 test::WeightsOptions options_of(const Operands& operands, bool biases = false) {
   return {.matrix = matrix_of(operands), .biases = biases};
@@ -65,9 +73,10 @@ struct Call {
   Buffer hidden, ids, weights;
   bool routed = true;  ///< else every token takes expert 0
 };
-Call make_call(const LayerSpec& spec, int64_t num_tokens, Routing routing) {
+Call make_call(const LayerSpec& spec, int64_t num_tokens, Routing routing,
+               DataType hidden = DataType::kBf16) {
   Random random(static_cast<uint64_t>(num_tokens * 37 + spec.hidden_size));
-  Call call{Buffer::normal(random, DataType::kBf16, {num_tokens, spec.hidden_size}),
+  Call call{Buffer::normal(random, hidden, {num_tokens, spec.hidden_size}),
             test::random_topk_ids(random, num_tokens, spec.top_k, spec.num_experts),
             test::random_topk_weights(random, num_tokens, spec.top_k), routing != Routing::kNone};
   auto* ids = call.ids.as<int32_t>();
@@ -116,7 +125,9 @@ void expect_reference(const DecodeExperts& experts, const PackedExperts& referen
                       int64_t num_routed = -1) {
   SCOPED_TRACE(test::describe(spec, num_tokens) + ", " + std::to_string(num_routed) +
                " of them exist, routing " + std::to_string(static_cast<int>(routing)));
-  const Call call = make_call(spec, num_tokens, routing);
+  // f16 comes from engines that hand in f16.
+  const Call call =
+      make_call(spec, num_tokens, routing, type == DataType::kF16 ? type : DataType::kBf16);
   Random random(3);
   const Buffer addend = Buffer::normal(random, DataType::kF32, {num_tokens, spec.hidden_size});
   const Buffer routed = Buffer::of(DataType::kI32, {1}, {static_cast<double>(num_routed)});
@@ -175,6 +186,15 @@ TEST_P(Sm90DecodeFormat, AgainstTheReference) {
     for (const int64_t tokens : {1, 8, most}) {
       expect_reference(experts, *subject.reference, subject.spec, tokens, Routing::kUniform);
     }
+  }
+}
+
+TEST_P(Sm90DecodeFormat, F16WhereActivationsAreQuantised) {
+  if (operands.activations == ActivationFormat::kNone) GTEST_SKIP() << "bf16 kernels";
+  const Subject subject(spec_of(operands, 7, 2, 256, 192), options_of(operands));
+  for (const int64_t tokens : {1, 8, 40}) {
+    expect_reference(subject.experts(), *subject.reference, subject.spec, tokens, Routing::kUniform,
+                     DataType::kF16);
   }
 }
 

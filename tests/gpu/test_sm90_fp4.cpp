@@ -112,8 +112,8 @@ void expect_same_values(const PackedMatrices& packed, int64_t expert,
     if (inside) detail::read_values(m, r / rows.halves, values.data());
     for (int64_t c = 0; c < layout.padded_cols(); ++c) {
       const int64_t block = fragment_block(layout, r, c);
-      const CodePlace place = code_place(layout.order, layout.format, static_cast<int>(r % 64),
-                                         static_cast<int>(c % 64));
+      const CodePlace place =
+          code_place(layout, static_cast<int>(r % 64), static_cast<int>(c % 64));
       const auto code = static_cast<uint8_t>(code_of(word_at(block + place.word * 4), place));
       const float value = layout.format == Format::kInt4    ? int4_to_f32(code)
                           : layout.format == Format::kMxfp8 ? fp8_e4m3_to_f32(code)
@@ -159,6 +159,11 @@ constexpr PackCase kPackCases[] = {
     {FragmentOrder::kBf16, Format::kInt4, 32, true},
     {FragmentOrder::kBf16, Format::kInt4, 128, true, DataType::kF16},
     {FragmentOrder::kBf16, Format::kInt4, 64, false, DataType::kF16},
+    {FragmentOrder::kFp8, Format::kInt4, 32},
+    {FragmentOrder::kFp8, Format::kInt4, 128, true, DataType::kF16},
+    {FragmentOrder::kFp8, Format::kNvfp4, 16},
+    {FragmentOrder::kInt8, Format::kInt4, 128},
+    {FragmentOrder::kInt8, Format::kInt4, 32, true},
 };
 
 TEST(GpuFragments, PackingKeepsEveryValue) {

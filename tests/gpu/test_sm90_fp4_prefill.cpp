@@ -42,6 +42,13 @@ const Operands kOperands[] = {
     {Format::kMxfp8, {1, 32}, ActivationFormat::kMxfp8},
     {Format::kInt4, {1, 32}, ActivationFormat::kNone, true},
     {Format::kInt4, {1, 128}, ActivationFormat::kNone, true, DataType::kF16},
+    {Format::kInt4, {1, 32}, ActivationFormat::kFp8PerToken},
+    {Format::kInt4, {1, 128}, ActivationFormat::kFp8PerToken},
+    {Format::kInt4, {1, 128}, ActivationFormat::kFp8PerToken, true, DataType::kF16},
+    {Format::kInt4, {1, 32}, ActivationFormat::kInt8PerToken},
+    {Format::kInt4, {1, 128}, ActivationFormat::kInt8PerToken},
+    {Format::kInt4, {1, 128}, ActivationFormat::kInt8PerToken, true, DataType::kF16},
+    {Format::kNvfp4, {1, 16}, ActivationFormat::kFp8PerToken},
 };
 
 using Experts = test::PrefillExperts;
@@ -90,6 +97,13 @@ TEST(GpuSm90Fp4Prefill, LopsidedBatches) {
   }
 }
 
+/// Quantised activations leave no trace of the type they come from.
+TEST_P(GpuSm90Fp4PrefillOf, F16HiddenStatesWhereTheyAreQuantised) {
+  if (operands.activations == ActivationFormat::kNone) GTEST_SKIP() << "the generic kernels' work";
+  const Experts experts(spec_of(operands, 5, 2, 192, 96), operands, true);
+  expect_agreement(experts, {.tokens = 300, .output = DataType::kF16, .hidden = DataType::kF16});
+}
+
 TEST(GpuSm90Fp4Prefill, EveryActivationAndWeightPosition) {
   for (const Operands& operands : {kOperands[0], kOperands[1], kOperands[6]}) {
     for (int kind = 0; kind <= static_cast<int>(Activation::kRelu2); ++kind) {
@@ -112,7 +126,8 @@ TEST_P(GpuSm90Fp4PrefillOf, LongSumsStayAccurate) {
 /// A token's output does not depend on how many others there are, which decides the tiles.
 TEST(GpuSm90Fp4Prefill, BatchesDoNotChangeBits) {
   for (const Operands& operands :
-       {kOperands[5], kOperands[6], kOperands[7], kOperands[8], kOperands[9], kOperands[12]}) {
+       {kOperands[5], kOperands[6], kOperands[7], kOperands[8], kOperands[9], kOperands[12],
+        kOperands[13], kOperands[18], kOperands[19]}) {
     const Experts experts(spec_of(operands, 8, 2, 448, 192), operands, true);
     const LayerSpec& spec = experts.spec;
     constexpr int64_t kTokens = 1100;
@@ -167,9 +182,15 @@ TEST(GpuSm90Fp4Prefill, TilesDoNotChangeBits) {
       packed.pack(e, {owned.matrix}, {TensorView{}});
     }
     packed.finish("down");
-    const bool bf16 = packed.rows().fragments.order == FragmentOrder::kBf16;
+    const FragmentOrder order = packed.rows().fragments.order;
+    const Format row_format = order == FragmentOrder::kBf16  ? Format::kBf16
+                              : order == FragmentOrder::kFp8 ? Format::kFp8E4m3
+                                                             : Format::kInt8;
+    const DataType row_type = order == FragmentOrder::kBf16  ? DataType::kBf16
+                              : order == FragmentOrder::kFp8 ? DataType::kF8E4m3
+                                                             : DataType::kI8;
     const Buffer rows =
-        Buffer::normal(random, bf16 ? DataType::kBf16 : DataType::kF8E4m3, {kTokens, kColumns});
+        Buffer::normal(random, row_type, {kTokens, kColumns}, row_type == DataType::kI8 ? 40 : 1);
     const int32_t groups = row_scales ? 9 : 1;
     const Buffer scales = Buffer::normal(random, DataType::kF32, {kTokens, groups});
     const Buffer ids = test::random_topk_ids(random, kTokens, kTopK, kExperts);
@@ -207,9 +228,9 @@ TEST(GpuSm90Fp4Prefill, TilesDoNotChangeBits) {
                                       .top_k = kTopK},
                            .tile_counter = tile_counter.as<uint32_t>(),
                            .source = sm90::RowSource::kToken,
-                           .input = {.format = bf16 ? Format::kBf16 : Format::kFp8E4m3,
+                           .input = {.format = row_format,
                                      .values = device_rows.view().data,
-                                     .row_bytes = kColumns * (bf16 ? 2 : 1),
+                                     .row_bytes = kColumns * element_bytes(row_type),
                                      .scale_kind = cuda::ScaleKind::kF32,
                                      .scales = device_scales.view().data,
                                      .num_groups = groups,

@@ -27,22 +27,32 @@ bool block_scales(const LayerSpec& spec) {
   return spec.weight_scale_block == ScaleBlock{128, kScaleColumns};
 }
 
-std::string why_unsupported_fragments(ActivationFormat activations, const PackedMatrices& packed) {
-  const bool bf16 = packed.rows().fragments.order == FragmentOrder::kBf16;
-  const bool fp8 = activations == ActivationFormat::kFp8PerTensor ||
-                   activations == ActivationFormat::kFp8PerToken ||
-                   activations == ActivationFormat::kFp8Block128;
-  const WeightRows& w = packed.rows();
-  const bool mx = w.smooth_scales == nullptr &&
-                  (bf16 ? w.rows.format == Format::kMxfp8 && activations == ActivationFormat::kMxfp8
-                        : is_mx(activations));
-  if (!mx && (bf16 ? activations != ActivationFormat::kNone : !fp8)) {
-    return "no decode kernel for these activations";
+/// Whether weights in fragment_order() have a decode kernel for these activations.
+bool meets_decode(const WeightRows& w, ActivationFormat activations) {
+  switch (activations) {
+    case ActivationFormat::kNone: return w.fragments.order == FragmentOrder::kBf16;
+    case ActivationFormat::kMxfp8:
+    case ActivationFormat::kMxfp4: return w.smooth_scales == nullptr;
+    case ActivationFormat::kFp8PerTensor:
+    case ActivationFormat::kFp8PerToken:
+    case ActivationFormat::kFp8Block128: return w.fragments.order == FragmentOrder::kFp8;
+    case ActivationFormat::kInt8PerToken: return w.fragments.order == FragmentOrder::kInt8;
+    default: return false;
   }
+}
+
+std::string why_unsupported_fragments(ActivationFormat activations, const PackedMatrices& packed) {
+  const WeightRows& w = packed.rows();
+  const FragmentOrder order = w.fragments.order;
+  if (!meets_decode(w, activations)) return "no decode kernel for these activations";
   if (packed.spread().wide == 0) return {};
+  if (w.rows.format == Format::kInt4) {
+    return fmt::format("{} groups have zero points above {}, too large for exact E4M3 numbers",
+                       packed.spread().wide, kMostInt4Fp8Zero);
+  }
   return fmt::format(
       "{} weight rows have scales more than 2^{} apart, too far for exact {} numbers",
-      packed.spread().wide, max_steps_down(packed.rows().fragments.order), bf16 ? "bf16" : "E4M3");
+      packed.spread().wide, max_steps_down(order), order == FragmentOrder::kBf16 ? "bf16" : "E4M3");
 }
 
 std::string why_unsupported_matrix(const LayerSpec& spec, ActivationFormat activations,

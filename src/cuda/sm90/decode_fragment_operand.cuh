@@ -14,8 +14,9 @@ namespace switchyard::cuda::sm90 {
 template <class FragmentOperand, int kBlocks, bool kTokenScales>
 struct DecodeFragments {
   using Operand = FragmentOperand;
+  using Word = float;
   static constexpr MmaType kMma = Operand::kMma;
-  static constexpr int kTokenBytes = kMma == MmaType::kE4m3 ? 1 : 2;  ///< of an element
+  static constexpr int kTokenBytes = Operand::kBytes ? 1 : 2;  ///< of an element
   static constexpr int kTokenBlocks = kBlocks * kFragmentCols * kTokenBytes / 128;
   static constexpr int kStepBytes = kBlocks * Operand::kBlockBytes;
   static constexpr int kChunkSteps = kDecodeChunkFragments / kBlocks;
@@ -40,7 +41,7 @@ struct DecodeFragments {
   /// Deep matrices read their tables.
   template <class Function>
   __device__ static void with_variant(const Args& args, Function&& function) {
-    if constexpr (kMma == MmaType::kE4m3) {
+    if constexpr (Operand::kTables) {
       if (args.deep) return function(std::true_type{});
     }
     function(std::false_type{});
@@ -99,9 +100,7 @@ struct DecodeFragments {
     constexpr int kAtOnce = kCount < kGroup ? kCount : kGroup;
     using Raw = typename Operand::Raw[kAtOnce];
     const char* weights = step.weights + first * Operand::kBlockBytes;
-    const int byte = first * kFragmentCols * kTokenBytes;
-    const uint64_t tokens =
-        step.token_descriptor(byte / 128) + static_cast<uint64_t>(byte % 128 / 16);
+    const uint64_t tokens = tokens_of_block(step, first);
     constexpr int kParts = kPromotes ? ceil_div(kCount, kPartBlocks) : 0;
     float parts[kParts + 1][kN / 2];
     uint32_t a[2][kAtOnce][Operand::kSteps][4];
@@ -224,7 +223,7 @@ struct DecodeFragments {
     const char* weights = step.weights + first * Operand::kBlockBytes;
     uint32_t a[2][Operand::kSteps][4];
     typename Operand::Raw raw[3];
-    float part[1 + kAhead][Operand::kGroups][kN / 2];
+    typename Operand::Word part[1 + kAhead][Operand::kGroups][kN / 2];
     raw[0] = Operand::load(weights);
 #pragma unroll
     for (int b = 0; b < kCount; ++b) {
@@ -235,7 +234,7 @@ struct DecodeFragments {
 #pragma unroll
       for (int g = 0; g < Operand::kGroups; ++g) pin(now[g]);
       wgmma_fence();
-      Operand::template multiply_groups<kN>(a[b % 2], step.token_descriptor(first + b), now);
+      Operand::template multiply_groups<kN>(a[b % 2], tokens_of_block(step, first + b), now);
       wgmma_commit();
       wgmma_wait<kAhead>();
       if (b >= kAhead) add<kN>(raw[(b - kAhead) % 3], part[(b - kAhead) % (1 + kAhead)], sum);
@@ -247,15 +246,22 @@ struct DecodeFragments {
   }
   template <int kN>
   __device__ static void add(const typename Operand::Raw& raw,
-                             float (&part)[Operand::kGroups][kN / 2], float (&sum)[kN / 2]) {
+                             typename Operand::Word (&part)[Operand::kGroups][kN / 2],
+                             float (&sum)[kN / 2]) {
 #pragma unroll
     for (int g = 0; g < Operand::kGroups; ++g) {
       pin(part[g]);
 #pragma unroll
       for (int i = 0; i < kN / 2; ++i) {
-        sum[i] = fmaf(part[g][i], Operand::scale(raw.scales, i / 2 % 2, g), sum[i]);
+        sum[i] =
+            fmaf(static_cast<float>(part[g][i]), Operand::scale(raw.scales, i / 2 % 2, g), sum[i]);
       }
     }
+  }
+  /// Of the tokens' columns that a block of weights meets.
+  __device__ static uint64_t tokens_of_block(const Step& step, int block) {
+    return step.token_descriptor(block / kGroup) +
+           static_cast<uint64_t>(block % kGroup * (8 / kGroup));
   }
 
   template <int kCount>

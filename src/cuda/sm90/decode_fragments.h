@@ -25,7 +25,7 @@ constexpr DecodeSteps decode_fragment_steps(int32_t col_blocks, int32_t step_blo
 
 DecodeFragmentArgs decode_fragment_args(const PackedMatrices& packed);
 
-/// Weights in kBf16 order meet bf16 tokens, weights in kFp8 order E4M3.
+/// Weights in kBf16 order meet bf16 tokens, weights in kFp8 order E4M3, in kInt8 order INT8.
 void decode_fragments(FragmentOrder order, const DecodeFragmentArgs& weights,
                       const DecodeArgs& args, int num_ctas, Stream stream);
 
@@ -38,6 +38,8 @@ void decode_mxfp4_fp8_block128(const DecodeFragmentArgs& weights, const DecodeAr
                                int num_ctas, Stream stream);
 void decode_mxfp8_bf16(const DecodeFragmentArgs& weights, const DecodeArgs& args, int num_ctas,
                        Stream stream);
+void decode_nvfp4_fp8(const DecodeFragmentArgs& weights, const DecodeArgs& args, int num_ctas,
+                      Stream stream);
 void decode_nvfp4_bf16(const DecodeFragmentArgs& weights, const DecodeArgs& args, int num_ctas,
                        Stream stream);
 void decode_int4_g32(const DecodeFragmentArgs& weights, const DecodeArgs& args, int num_ctas,
@@ -48,5 +50,17 @@ void decode_int4_zeros_g32(const DecodeFragmentArgs& weights, const DecodeArgs& 
                            Stream stream);
 void decode_int4_zeros_g64(const DecodeFragmentArgs& weights, const DecodeArgs& args, int num_ctas,
                            Stream stream);
+void decode_int4_fp8_g32(const DecodeFragmentArgs& weights, const DecodeArgs& args, int num_ctas,
+                         Stream stream);
+void decode_int4_fp8_g64(const DecodeFragmentArgs& weights, const DecodeArgs& args, int num_ctas,
+                         Stream stream);
+void decode_int4_zeros_fp8_g64(const DecodeFragmentArgs& weights, const DecodeArgs& args,
+                               int num_ctas, Stream stream);
+void decode_int4_int8_g32(const DecodeFragmentArgs& weights, const DecodeArgs& args, int num_ctas,
+                          Stream stream);
+void decode_int4_int8_g64(const DecodeFragmentArgs& weights, const DecodeArgs& args, int num_ctas,
+                          Stream stream);
+void decode_int4_zeros_int8_g64(const DecodeFragmentArgs& weights, const DecodeArgs& args,
+                                int num_ctas, Stream stream);
 
 }  // namespace switchyard::cuda::sm90

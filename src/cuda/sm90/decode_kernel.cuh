@@ -11,6 +11,7 @@
 //
 //   struct Operand {
 //     static constexpr MmaType kMma;        // instruction; tokens are its element type
+//     using Word;                           // of sums: float, or int32_t
 //     static constexpr int kTokenBlocks;    // 128-byte blocks of a token row per step
 //     static constexpr int kStepBytes;      // weights of a step: a multiple of 16
 //     static constexpr int kChunkSteps;     // steps per chunk, whose sum is a number of its own

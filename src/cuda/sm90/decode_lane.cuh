@@ -9,17 +9,9 @@
 
 namespace switchyard::cuda::sm90 {
 
-template <MmaType kType>
-struct SumWord {
-  using Type = float;
-};
-template <>
-struct SumWord<MmaType::kS8> {
-  using Type = int32_t;
-};
-/// What the matrix instruction accumulates in.
+/// What a decode kernel's sums are.
 template <class Operand>
-using Word = typename SumWord<Operand::kMma>::Type;
+using Word = typename Operand::Word;
 
 /// One slot of a ring as multiply() sees it.
 struct Step {

@@ -12,6 +12,7 @@ namespace switchyard::cuda::sm90 {
 template <MmaType kType, bool kScaled>
 struct SharedOperand {
   static constexpr MmaType kMma = kType;
+  using Word = std::remove_extent_t<typename Wgmma<kType, 8>::Accumulator>;
   static constexpr int kTokenBlocks = kDecodeStepRowBytes / 128;
   static constexpr int kBlockBytes = kDecodeRows * 128;
   static constexpr int kStepBytes = kTokenBlocks * kBlockBytes;

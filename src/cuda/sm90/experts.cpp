@@ -53,16 +53,10 @@ const char* why_unsupported_fragments(const PackedMatrices& packed, ActivationFo
   if (!aligned_columns(packed.rows(), operand_format(activations, packed.rows()))) {
     return "rows are not multiples of 16 bytes";
   }
-  if (packed.spread().wide != 0) return "MX scales of a row spread too far for exact conversion";
-  switch (activations) {
-    case ActivationFormat::kNone:
-    case ActivationFormat::kFp8PerTensor:
-    case ActivationFormat::kFp8PerToken:
-    case ActivationFormat::kFp8Block128:
-    case ActivationFormat::kMxfp8:
-    case ActivationFormat::kMxfp4: return nullptr;
-    default: return "weights in fragment order meet bf16, MX or FP8";
-  }
+  // Activations fit: fragment_order() follows them.
+  return packed.spread().wide == 0
+             ? nullptr
+             : "MX scales of a row spread, or INT4 zero points go, too far for exact conversion";
 }
 
 const char* why_unsupported_matrices(const PackedMatrices& packed, ActivationFormat activations) {
@@ -141,7 +135,7 @@ bool Sm90Experts::is_decode(int64_t num_tokens, int64_t top_k) const {
 LayerMatrix Sm90Experts::layer_matrix(const Sm90Matrices& m) const {
   const int token_bytes = element_bits(operand_format(activations_, gate_up_.rows)) / 8;
   const WeightRows& w = m.rows;
-  return {.loop = in_fragment_order(w) ? w.fragments.order == FragmentOrder::kFp8
+  return {.loop = in_fragment_order(w) ? multiplies_bytes(w.fragments.order)
                                              ? DecodeLoop::kFp4ToFp8
                                              : DecodeLoop::kFp4ToBf16
                   : token_bytes == 2   ? DecodeLoop::kBf16

@@ -10,21 +10,33 @@
 namespace switchyard::cuda::sm90 {
 namespace {
 
-Fp4PrefillVariantList variants_of(const FragmentLayout& weights, bool block_scales) {
-  if (weights.order == FragmentOrder::kFp8) {
-    return block_scales ? fp4_prefill_fp8_block128() : fp4_prefill_fp8();
+Fp4PrefillVariantList int4_variants(FragmentOrder order, bool factors, bool short_groups) {
+  switch (order) {
+    case FragmentOrder::kFp8:
+      return factors        ? fp4_prefill_int4_zeros_fp8_g64()
+             : short_groups ? fp4_prefill_int4_fp8_g32()
+                            : fp4_prefill_int4_fp8_g64();
+    case FragmentOrder::kInt8:
+      return factors        ? fp4_prefill_int4_zeros_int8_g64()
+             : short_groups ? fp4_prefill_int4_int8_g32()
+                            : fp4_prefill_int4_int8_g64();
+    default: break;
   }
-  const bool short_groups = weights.scale_cols == 32;
+  if (factors) return short_groups ? fp4_prefill_int4_zeros_g32() : fp4_prefill_int4_zeros_g64();
+  return short_groups ? fp4_prefill_int4_g32() : fp4_prefill_int4_g64();
+}
+
+Fp4PrefillVariantList variants_of(const FragmentLayout& weights, bool block_scales) {
   switch (weights.format) {
     case Format::kInt4:
-      if (weights.scale_bytes == 4) {
-        return short_groups ? fp4_prefill_int4_zeros_g32() : fp4_prefill_int4_zeros_g64();
-      }
-      return short_groups ? fp4_prefill_int4_g32() : fp4_prefill_int4_g64();
-    case Format::kNvfp4: return fp4_prefill_nvfp4();
+      return int4_variants(weights.order, weights.scale_bytes == 4, weights.scale_cols == 32);
+    case Format::kNvfp4:
+      return weights.order == FragmentOrder::kFp8 ? fp4_prefill_nvfp4_fp8() : fp4_prefill_nvfp4();
     case Format::kMxfp8: return fp4_prefill_mxfp8();
-    default: return fp4_prefill_bf16();
+    default: break;
   }
+  if (weights.order == FragmentOrder::kBf16) return fp4_prefill_bf16();
+  return block_scales ? fp4_prefill_fp8_block128() : fp4_prefill_fp8();
 }
 
 Fp4PrefillParams params_of(const GroupedGemmJob& job, int tile_rows) {

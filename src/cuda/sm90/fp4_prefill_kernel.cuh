@@ -46,9 +46,13 @@ __global__ void __launch_bounds__(Traits::kThreads, 1)
   const int warpgroup = __shfl_sync(~0u, static_cast<int>(threadIdx.x) / 128, 0);
   const int thread = static_cast<int>(threadIdx.x) % 128;
   if (threadIdx.x == 0) ring.init();
-  if (Traits::kFp8 && threadIdx.x < kNumFp8Tables) {
+  if (Traits::Operand::kTables && threadIdx.x < kNumFp8Tables) {
     reinterpret_cast<Fp8Table*>(shared + Traits::kTablesAt)[threadIdx.x] =
         make_fp8_table(static_cast<int>(threadIdx.x));
+  }
+  if (Traits::Operand::kScaleTables && threadIdx.x < Nvfp4Tables::kCount) {
+    reinterpret_cast<Fp8Table*>(shared + Traits::kTablesAt)[threadIdx.x] =
+        kDeviceNvfp4Tables.of[threadIdx.x];
   }
   __syncthreads();
   wait_for_previous_kernel();

@@ -26,7 +26,7 @@ struct Fp4PrefillParams {
   const uint8_t* input;  ///< gathered
   int64_t input_row_bytes;
   RowSource source;
-  /// E4M3: of input row r at r * row_scale_stride, one for the row or one per 128 columns.
+  /// Bytes: of input row r at r * row_scale_stride, one for the row or one per 128 columns.
   const float* row_scales;
   int32_t row_scale_stride;
 
@@ -54,10 +54,17 @@ Fp4PrefillVariantList fp4_prefill_fp8();
 Fp4PrefillVariantList fp4_prefill_fp8_block128();
 Fp4PrefillVariantList fp4_prefill_bf16();
 Fp4PrefillVariantList fp4_prefill_nvfp4();
+Fp4PrefillVariantList fp4_prefill_nvfp4_fp8();
 Fp4PrefillVariantList fp4_prefill_int4_g32();
 Fp4PrefillVariantList fp4_prefill_int4_g64();
 Fp4PrefillVariantList fp4_prefill_int4_zeros_g32();
 Fp4PrefillVariantList fp4_prefill_int4_zeros_g64();
+Fp4PrefillVariantList fp4_prefill_int4_fp8_g32();
+Fp4PrefillVariantList fp4_prefill_int4_fp8_g64();
+Fp4PrefillVariantList fp4_prefill_int4_zeros_fp8_g64();
+Fp4PrefillVariantList fp4_prefill_int4_int8_g32();
+Fp4PrefillVariantList fp4_prefill_int4_int8_g64();
+Fp4PrefillVariantList fp4_prefill_int4_zeros_int8_g64();
 Fp4PrefillVariantList fp4_prefill_mxfp8();
 
 }  // namespace switchyard::cuda::sm90

@@ -16,12 +16,17 @@ struct Fp4PrefillConsumer {
   /// Those of the first kN rows.
   template <int kN>
   using Part = float[kN / 2];
+  /// What the matrix unit sums of them.
+  template <int kN>
+  using Products = typename Operand::Word[kN / 2];
+  /// Whether every instruction has scales of its own: of bytes, a half is a block of two groups.
+  static constexpr bool kStepGroups = Traits::kStageBlocks == 2 && Operand::kGroups == 2;
   /// Operand A of two k-steps, 64 bytes of K: half a stage.
   using HalfOperand = uint32_t[2][4];
 
   const Fp4PrefillParams& p;
   const Fp4PrefillRing<Traits>& ring;
-  const uint8_t* tables;  ///< Fp8Table by scale byte, in shared memory
+  const uint8_t* tables;  ///< of the operand, in shared memory: Fp8Table by scale byte
   int consumer;
   int thread;  ///< of the warpgroup
   RingPosition<Traits::kStages> at{};
@@ -64,13 +69,17 @@ struct Fp4PrefillConsumer {
   }
   template <int kHalf, bool kDeep>
   __device__ __forceinline__ void convert_half(const Raw& raw, HalfOperand& a) const {
-    if constexpr (Traits::kFp8) {
+    if constexpr (Operand::kTables) {
       const uint32_t(&w)[4] = raw[kHalf].words;
       const uint32_t scales = raw[kHalf].scales[0];
       convert_fp8(w[0], table<kDeep>(scales, 0), a[0][0], a[0][2]);
       convert_fp8(w[1], table<kDeep>(scales, 2), a[0][1], a[0][3]);
       convert_fp8(w[2], table<kDeep>(scales, 1), a[1][0], a[1][2]);
       convert_fp8(w[3], table<kDeep>(scales, 3), a[1][1], a[1][3]);
+    } else if constexpr (Traits::kStageBlocks == 2) {
+      const auto* scale_tables = reinterpret_cast<const Fp8Table*>(tables);
+      Operand::convert_step(raw[kHalf], 0, a[0], scale_tables);
+      Operand::convert_step(raw[kHalf], 1, a[1], scale_tables);
     } else {
       Operand::convert_step(raw[0], 2 * kHalf, a[0]);
       Operand::convert_step(raw[0], 2 * kHalf + 1, a[1]);
@@ -181,20 +190,48 @@ struct Fp4PrefillConsumer {
     }
   }
 
-  /// sums += part, group `group` of a block, times its scales.
+  /// Waits for part, the sums of group `group` of a block; sums += part times the group's scales.
   template <int kN>
-  __device__ __forceinline__ void add_scaled(Part<kN>& sums, const Part<kN>& part,
-                                             const typename Operand::Scales& scales,
-                                             int group) const {
+  __device__ __forceinline__ void take_out(Part<kN>& sums, Products<kN>& part,
+                                           const typename Operand::Scales& scales,
+                                           int group) const {
+    wgmma_wait<0>();
+    pin(part);
     const float factor[] = {Operand::scale(scales, 0, group), Operand::scale(scales, 1, group)};
 #pragma unroll
-    for (int i = 0; i < kN / 2; ++i) sums[i] = fmaf(part[i], factor[i / 2 % 2], sums[i]);
+    for (int i = 0; i < kN / 2; ++i) {
+      sums[i] = fmaf(static_cast<float>(part[i]), factor[i / 2 % 2], sums[i]);
+    }
+  }
+  /// part = the first of the half's groups.
+  template <int kN>
+  __device__ __forceinline__ void multiply_group(Products<kN>& part, const HalfOperand& a,
+                                                 uint64_t b, bool accumulate) const {
+    pin(part);
+    wgmma_fence();
+    Wgmma<Operand::kMma, kN>::rs(part, a[0], b, accumulate);
+    if constexpr (!kStepGroups) Wgmma<Operand::kMma, kN>::rs(part, a[1], b + 2, true);
+    wgmma_commit();
+    pin(part);
+  }
+  /// kStepGroups: takes that one out; part = the second.
+  template <int kN>
+  __device__ __forceinline__ void multiply_second(Part<kN>& sums, Products<kN>& part,
+                                                  const HalfOperand& a, uint64_t b, bool kept,
+                                                  const typename Operand::Scales& scales) const {
+    take_out<kN>(sums, part, scales, 0);
+    pin(part);
+    wgmma_fence();
+    Wgmma<Operand::kMma, kN>::rs(part, a[1], b + 2, kept);
+    wgmma_commit();
+    pin(part);
   }
   /// Takes the sum of every group of columns out, times its scale. The other half, or the next
   /// stage's first, is converted under the products.
   template <int kN>
-  __device__ __forceinline__ void accumulate_scaled(Part<kN>& sums, Part<kN>& part) {
-    constexpr bool kScaledHalves = Operand::kGroups == 2;
+  __device__ __forceinline__ void accumulate_scaled(Part<kN>& sums, Products<kN>& part) {
+    constexpr int kLast = Traits::kStageBlocks - 1;
+    constexpr bool kScaledHalves = kLast == 1 || Operand::kGroups == 2;
     // No: but where the compiler knows that, it serialises the products.
     const bool kept = p.num_k_blocks < 0;
     HalfOperand low, high;
@@ -206,15 +243,15 @@ struct Fp4PrefillConsumer {
     for (int k = 0; k < p.num_k_blocks; ++k) {
       const uint64_t b = rows_descriptor();
       const int slot = at.slot;
-      multiply_half<kN>(part, low, b, kept);
+      multiply_group<kN>(part, low, b, kept);
       convert_half<1, false>(raw, high);
-      if constexpr (kScaledHalves) {
-        wgmma_wait<0>();
-        pin(part);
-        add_scaled<kN>(sums, part, raw[0].scales, 0);
+      if constexpr (kStepGroups) multiply_second<kN>(sums, part, low, b, kept, raw[0].scales);
+      if constexpr (kScaledHalves) take_out<kN>(sums, part, raw[0].scales, kStepGroups ? 1 : 0);
+      multiply_group<kN>(part, high, b + 4, !kScaledHalves || kept);
+      if constexpr (kStepGroups) {
+        multiply_second<kN>(sums, part, high, b + 4, kept, raw[kLast].scales);
       }
-      multiply_half<kN>(part, high, b + 4, !kScaledHalves || kept);
-      const typename Operand::Raw now = raw[0];
+      const typename Operand::Raw now = raw[kLast];
       at.advance();
       if (k + 1 < p.num_k_blocks) {
         wait_full();
@@ -222,15 +259,15 @@ struct Fp4PrefillConsumer {
         if constexpr (!kScaledHalves) wgmma_wait<1>();  // low is free
         convert_half<0, false>(raw, low);
       }
-      wgmma_wait<0>();
-      pin(part);
+      take_out<kN>(sums, part, now.scales, Operand::kGroups - 1);
       release(slot);
-      add_scaled<kN>(sums, part, now.scales, Operand::kGroups - 1);
     }
   }
 
   template <int kN>
-  __device__ __forceinline__ void multiply_rows(Sums& sums, [[maybe_unused]] Sums& part, int rows) {
+  __device__ __forceinline__ void multiply_rows(Sums& sums,
+                                                [[maybe_unused]] Products<Traits::kTileRows>& part,
+                                                int rows) {
     if constexpr (kN > Traits::kRowStep) {
       // 48 rows save a tenth where sums are scaled; elsewhere little, and registers do not suffice.
       constexpr int kLess = kN == 64 && !Operand::kScalesSums ? 32 : kN - Traits::kRowStep;
@@ -238,24 +275,28 @@ struct Fp4PrefillConsumer {
     }
     auto& of_rows = reinterpret_cast<Part<kN>&>(sums);
     if constexpr (Operand::kScalesSums) {
-      accumulate_scaled<kN>(of_rows, reinterpret_cast<Part<kN>&>(part));
-    } else if constexpr (!Traits::kFp8) {
+      accumulate_scaled<kN>(of_rows, reinterpret_cast<Products<kN>&>(part));
+    } else if constexpr (!Operand::kBytes) {
       accumulate<kN>(of_rows);
-    } else if (p.deep) {
-      accumulate_promoted<kN, true>(of_rows, reinterpret_cast<Part<kN>&>(part));
     } else {
-      accumulate_promoted<kN, false>(of_rows, reinterpret_cast<Part<kN>&>(part));
+      auto& of_block = reinterpret_cast<Part<kN>&>(part);
+      if constexpr (Operand::kTables) {
+        if (p.deep) return accumulate_promoted<kN, true>(of_rows, of_block);
+      }
+      accumulate_promoted<kN, false>(of_rows, of_block);
     }
   }
+  __device__ __forceinline__ static void define(float& v) { asm volatile("" : "=f"(v)); }
+  __device__ __forceinline__ static void define(int32_t& v) { asm volatile("" : "=r"(v)); }
   /// Of the first `rows` rows; the others' sums are anything.
   __device__ __forceinline__ void run(Sums& sums, int rows) {
     // Registers are defined once for all heights, or every height would have its own. Sums that the
     // first product sets instead of adding to zeros spilled 620 bytes.
-    Sums part;
+    Products<Traits::kTileRows> part;
 #pragma unroll
     for (int i = 0; i < Traits::kTileRows / 2; ++i) {
       sums[i] = 0.0f;
-      if constexpr (Traits::kFp8 || Operand::kScalesSums) asm volatile("" : "=f"(part[i]));
+      if constexpr (Operand::kBytes || Operand::kScalesSums) define(part[i]);
     }
     multiply_rows<Traits::kTileRows>(sums, part, rows);
   }

@@ -2,7 +2,7 @@
 // 4-bit weights times many rows: which tile comes next, and how its operands and whatever its end
 // needs get into shared memory. By one warpgroup.
 
-#include "core/fp4_prefill_cost.h"
+#include "core/fp4_prefill_tiles.h"
 #include "core/fragment_convert.h"
 #include "core/grouped_tile_scheduler.h"
 #include "cuda/sm90/fp4_prefill_kernels.h"
@@ -17,7 +17,6 @@ template <class FragmentOperand, bool kScaledRows, RowSource kRowSource, TileEnd
 struct Fp4PrefillTraits {
   using Operand = FragmentOperand;
   static constexpr bool kRowScales = kScaledRows;
-  static constexpr bool kFp8 = Operand::kMma == MmaType::kE4m3;
   static constexpr bool kGather = kRowSource != RowSource::kSorted;
   static constexpr TileEnd kEnd = kTileEnd;
   static constexpr int kTileRows = kRows;
@@ -31,7 +30,7 @@ struct Fp4PrefillTraits {
       (65536 / kThreads / 8 * 8 * (kConsumers + 1) - kProducerRegisters) / kConsumers / 8 * 8;
   static constexpr int kTileWeightRows = kConsumers * kFragmentRows;
   /// A stage is 128 bytes of every row, and the weights of as many columns.
-  static constexpr int kElementBytes = kFp8 ? 1 : 2;
+  static constexpr int kElementBytes = Operand::kBytes ? 1 : 2;
   static constexpr int kBlockK = kGemmBlockBytes / kElementBytes;
   static constexpr int kStageBlocks = kBlockK / kFragmentCols;
   static constexpr int kBlockBytes = Operand::kBlockBytes;
@@ -48,7 +47,8 @@ struct Fp4PrefillTraits {
   static constexpr int kOutputBytes = 64 * 2 * kFragmentRows;
   static constexpr int kFactBytes = 16 + 16 * kRows + 8 * kTileWeightRows;
   static constexpr int kFactBuffers = 4;  ///< with two k blocks a tile, the ring spans three tiles
-  static constexpr int kTableBytes = kNumFp8Tables * 8 + 8;
+  static constexpr int kTableBytes =
+      Operand::kScaleTables ? Nvfp4Tables::kCount * 8 : kNumFp8Tables * 8 + 8;
   static constexpr int kMostBarriers = 2 * 12 + 2 * kFactBuffers;
   static constexpr int kFixedBytes =
       kConsumers * kOutputBytes + kFactBuffers * kFactBytes + kTableBytes + 8 * kMostBarriers;
@@ -209,7 +209,7 @@ __device__ __forceinline__ void fill_facts(const Fp4PrefillParams& p,
       const int64_t row = p.output_per_pair ? pair : sorted;
       facts.output[thread] = used ? p.output + row * p.output_stride : nullptr;
       float factor = 1.0f, after = 1.0f;
-      if constexpr (Traits::kFp8 && !Traits::kRowScales) {
+      if constexpr (Traits::Operand::kBytes && !Traits::kRowScales) {
         const int64_t source = !used ? 0 : Traits::kGather ? source_row(p, packed) : sorted;
         factor = p.row_scales[source * p.row_scale_stride];
       }

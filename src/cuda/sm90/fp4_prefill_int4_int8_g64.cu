@@ -1,0 +1,7 @@
+#include "cuda/sm90/fp4_prefill_kernel.cuh"
+
+namespace switchyard::cuda::sm90 {
+Fp4PrefillVariantList fp4_prefill_int4_int8_g64() {
+  return fp4_prefill_list<FragmentOperand<FragmentOrder::kInt8, Format::kInt4, 64>>();
+}
+}  // namespace switchyard::cuda::sm90
