@@ -138,7 +138,14 @@ SyntheticLayer::Matrix SyntheticLayer::make_matrix(Format format, ScaleBlock blo
 SyntheticLayer::Expert SyntheticLayer::make_expert(int64_t width, int64_t intermediate_size,
                                                    bool biases, Random& random) const {
   const auto matrix = [&](int64_t rows, int64_t cols) {
-    return make_matrix(spec_.weight_format, spec_.weight_scale_block, rows, cols, random);
+    Matrix m = make_matrix(spec_.weight_format, spec_.weight_scale_block, rows, cols, random);
+    if (zero_points_) {
+      m.zero_points =
+          HostTensor(DataType::kU8, {rows, blocks(cols, spec_.weight_scale_block.cols)});
+      fill(m.zero_points, {0x07u, 0x04u}, random);  // 4 .. 7
+      m.view.zero_points = m.zero_points.view();
+    }
+    return m;
   };
   const auto bias = [&](int64_t size) {
     HostTensor tensor(DataType::kBf16, {size});
@@ -158,8 +165,9 @@ SyntheticLayer::Expert SyntheticLayer::make_expert(int64_t width, int64_t interm
   return expert;
 }
 
-SyntheticLayer::SyntheticLayer(const ModelShape& shape, const LayerSpec& spec, uint64_t seed)
-    : spec_(spec) {
+SyntheticLayer::SyntheticLayer(const ModelShape& shape, const LayerSpec& spec, uint64_t seed,
+                               bool zero_points)
+    : spec_(spec), zero_points_(zero_points) {
   constexpr int64_t kContentBytes = 256 << 20;
   constexpr int64_t kMaxContents = 4;
   Random random(seed);

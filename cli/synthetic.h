@@ -22,7 +22,9 @@ int64_t expert_bytes(const LayerSpec& spec, bool biases);
 class SyntheticLayer {
  public:
   /// `shape`'s weights in `spec`'s format. The selection bias is all zeros: balanced experts.
-  SyntheticLayer(const ModelShape& shape, const LayerSpec& spec, uint64_t seed);
+  /// zero_points: INT4 groups have them.
+  SyntheticLayer(const ModelShape& shape, const LayerSpec& spec, uint64_t seed,
+                 bool zero_points = false);
   /// Views that live as long as this object.
   Weights weights() const;
   /// Experts with a content of their own.
@@ -32,6 +34,7 @@ class SyntheticLayer {
   struct Matrix {
     HostTensor values;
     HostTensor scales;
+    HostTensor zero_points;
     WeightMatrix view{};
   };
   struct Expert {
@@ -48,6 +51,7 @@ class SyntheticLayer {
   Expert make_expert(int64_t width, int64_t intermediate_size, bool biases, Random& random) const;
 
   LayerSpec spec_;
+  bool zero_points_;
   std::vector<Expert> experts_;
   Matrix router_;
   HostTensor selection_bias_;

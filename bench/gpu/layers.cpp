@@ -45,6 +45,8 @@ struct Options {
   bool generic = false;
   bool routed_only = false;
   bool from_hidden = false;
+  int64_t group = 0;  ///< columns that share an INT4 scale; 0: the format's usual
+  bool zero_points = false;
   int64_t shared = -1;  ///< intermediate size of the shared expert; -1: the model's
   std::string out;
 };
@@ -54,7 +56,7 @@ struct Options {
 cli::BenchModel pack_model(const ModelShape& shape, const LayerSpec& spec, const Options& options) {
   constexpr int64_t kMostSets = 8;
   constexpr double kColdBytes = kGiB;  // a layer of so much is cold again after one replay
-  const cli::SyntheticLayer synthetic(shape, spec, kWeightSeed);
+  const cli::SyntheticLayer synthetic(shape, spec, kWeightSeed, options.zero_points);
   cli::BenchModel model;
   model.title = shape.name;
   model.spec = spec;
@@ -180,10 +182,13 @@ class Bench {
     LayerSpec spec =
         format.empty() ? shape.spec : with_format(shape.spec, format_from_string(format));
     spec.activation_format = activation_format_from_string(activations);
+    if (options_.group > 0) spec.weight_scale_block.cols = options_.group;
     spec.routing.hash = false;  // the logits decide
     if (options_.routed_only) spec.shared = {};
     if (options_.shared >= 0) spec.shared.intermediate_size = options_.shared;
-    fmt::print("{} {} x {}\n", shape.name, to_string(spec.weight_format),
+    fmt::print("{} {}{}{} x {}\n", shape.name, to_string(spec.weight_format),
+               options_.group > 0 ? fmt::format(" g{}", options_.group) : "",
+               options_.zero_points ? " with zero points" : "",
                to_string(resolved_activation_format(spec, BackendKind::kCuda)));
     const cli::BenchModel model = pack_model(shape, spec, options_);
     for (const int64_t tokens : cli::parse_token_list(options_.tokens)) time_layer(model, tokens);
@@ -214,6 +219,8 @@ class Bench {
         {{"model", model.title},
          {"weights", to_string(spec.weight_format)},
          {"activations", to_string(resolved_activation_format(spec, BackendKind::kCuda))},
+         {"group", spec.weight_scale_block.cols},
+         {"zero_points", options_.zero_points},
          {"from_hidden", options_.from_hidden},
          {"tokens", tokens},
          {"us", timing.chain_us},
@@ -258,6 +265,8 @@ int main(int argc, char** argv) {
   app.add_option("--activations", options.activations, "auto, none, fp8_block128, ...")
       ->delimiter(',');
   app.add_option("--tokens", options.tokens)->capture_default_str();
+  app.add_option("--group", options.group, "columns that share a scale (INT4: 32, 64, 128 ...)");
+  app.add_flag("--zero-points", options.zero_points, "INT4 groups have zero points of their own");
   app.add_option("--weights-gib", options.weights_gib,
                  "packed copies of a layer that fit into this: at most 8, 2 of a layer below 1 GiB")
       ->capture_default_str();
