@@ -42,6 +42,7 @@ constexpr Case kCases[] = {
     {"A8W4, 1x32", Format::kMxfp4, {1, 32}, ActivationFormat::kMxfp8},
     {"A4W4", Format::kMxfp4, {1, 32}, ActivationFormat::kMxfp4},
     {"NVFP4 by bf16", Format::kNvfp4, {1, 16}, ActivationFormat::kNone},
+    {"NVFP4 by FP8, per token", Format::kNvfp4, {1, 16}, ActivationFormat::kFp8PerToken},
 };
 
 HostTensor normal(Random& random, std::initializer_list<int64_t> shape, double deviation) {
