@@ -2,10 +2,16 @@
 """Writes src/cuda/sm90/wgmma.cuh: the wgmma instructions that the Hopper kernels use.
 
 CCCL has no wgmma; everything about one instruction is its shape, its types and how many registers
-it names, so the header is written by this script: tools/generate_wgmma.py > src/cuda/sm90/wgmma.cuh
+it names, so the headers are written by this script:
+  tools/generate_wgmma.py > src/cuda/sm90/wgmma.cuh
+  tools/generate_wgmma.py fp4_prefill > src/cuda/sm90/fp4_prefill_wgmma.cuh
+The second has what those kernels alone use, so that others need not be compiled for its sake.
 """
 
+import sys
+
 SHAPES = (8, 16, 24, 32, 48, 64, 96, 128, 192, 256)
+FP4_PREFILL_SHAPES = (80, 144)
 # name, PTX suffix, element type of the accumulator, asm constraint, operand tails (shared, register)
 TYPES = (
     ("kBf16", "k16.f32.bf16.bf16", "float", "f", ", 1, 1, 0, 0", ", 1, 1, 0"),
@@ -26,6 +32,15 @@ enum class MmaType { kBf16, kE4m3, kS8 };
 
 template <MmaType kType, int kN>
 struct Wgmma;
+
+// clang-format off"""
+
+FP4_PREFILL_HEAD = """#pragma once
+// Written by tools/generate_wgmma.py: instructions of 4-bit prefill beside those of wgmma.cuh.
+
+#include "cuda/sm90/wgmma.cuh"
+
+namespace switchyard::cuda::sm90 {
 
 // clang-format off"""
 
@@ -60,8 +75,9 @@ def instruction(name, suffix, element, constraint, shared_tail, register_tail, n
             f"  using Accumulator = {element}[{count}];\n{ss}\n{rs}\n}};")
 
 
-print(HEAD)
-for entry in TYPES:
-    for n in SHAPES:
+fp4_prefill = sys.argv[1:] == ["fp4_prefill"]
+print(FP4_PREFILL_HEAD if fp4_prefill else HEAD)
+for entry in TYPES[:2] if fp4_prefill else TYPES:
+    for n in FP4_PREFILL_SHAPES if fp4_prefill else SHAPES:
         print(instruction(*entry, n))
 print(TAIL)

@@ -6,9 +6,11 @@
 #include <cstring>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "core/expert_sort.h"
 #include "core/fragment_convert.h"
+#include "cuda/check.h"
 #include "cuda/pack_weights.h"
 #include "cuda/sm90/fp4_prefill.h"
 #include "cuda/sort.h"
@@ -160,7 +162,35 @@ TEST(GpuSm90Fp4Prefill, BatchesDoNotChangeBits) {
   }
 }
 
-/// down alone through every tile: the same bits.
+/// One GEMM: rows by token, activated or not, or rows as they were sorted.
+struct GemmKind {
+  const char* name;
+  cuda::sm90::RowSource source;
+  bool gated;
+};
+constexpr GemmKind kGemmKinds[] = {{"up", cuda::sm90::RowSource::kToken, false},
+                                   {"gate and up", cuda::sm90::RowSource::kToken, true},
+                                   {"down", cuda::sm90::RowSource::kSorted, false}};
+
+/// Of [tokens][...], the rows of sorted pairs; zeros where there is no pair.
+Buffer in_sorted_order(const Buffer& rows, const cuda::DeviceBuffer& sorted, int64_t count,
+                       int64_t top_k) {
+  const int64_t cols = rows.size() / rows.view().shape[0];
+  const auto row_bytes = static_cast<size_t>(cols * element_bytes(rows.view().type));
+  std::vector<int32_t> ids(static_cast<size_t>(count));
+  cuda::check(cudaMemcpy(ids.data(), sorted.data(), ids.size() * 4, cudaMemcpyDeviceToHost),
+              "cudaMemcpy");
+  Buffer out = Buffer::zeros(rows.view().type, {count, cols});
+  for (int64_t r = 0; r < count; ++r) {
+    const int32_t packed = ids[static_cast<size_t>(r)];
+    if (packed_slot(packed) >= top_k || packed_token(packed) >= rows.view().shape[0]) continue;
+    std::memcpy(out.as<char>() + static_cast<size_t>(r) * row_bytes,
+                rows.as<char>() + static_cast<size_t>(packed_token(packed)) * row_bytes, row_bytes);
+  }
+  return out;
+}
+
+/// Every GEMM through every tile: the same bits.
 TEST(GpuSm90Fp4Prefill, TilesDoNotChangeBits) {
   constexpr int64_t kExperts = 7, kTopK = 3, kTokens = 500, kColumns = 1056, kRows = 400;
   namespace sm90 = cuda::sm90;
@@ -195,7 +225,9 @@ TEST(GpuSm90Fp4Prefill, TilesDoNotChangeBits) {
     const Buffer scales = Buffer::normal(random, DataType::kF32, {kTokens, groups});
     const Buffer ids = test::random_topk_ids(random, kTokens, kTopK, kExperts);
     const DeviceTensor device_rows(rows), device_scales(scales), device_ids(ids);
-    std::optional<Buffer> first;
+    ActivationSpec swiglu;
+    swiglu.kind = Activation::kSwiGlu;
+    std::optional<Buffer> first[std::size(kGemmKinds)];
     const bool deep = packed.spread().deeper_than(kMaxAddedSteps);
     for (const GroupedGemmConfig& config :
          sm90::fp4_prefill_configs(packed.rows().fragments, row_scales)) {
@@ -216,39 +248,50 @@ TEST(GpuSm90Fp4Prefill, TilesDoNotChangeBits) {
                     .num_valid = 1,
                     .sorted_ids = sorted.as<int32_t>(),
                     .sorted_expert_ids = blocks_of.as<int32_t>(),
-                    .num_valid_ids = valid.as<int32_t>(),
-                    .zeroed = tile_counter.data(),
-                    .zeroed_bytes = tile_counter.bytes()},
+                    .num_valid_ids = valid.as<int32_t>()},
                    plan, scratch.data(), 0, {});
-        const DeviceTensor output(Buffer(DataType::kBf16, {kTokens, kTopK, kRows}));
-        sm90::fp4_prefill({.sorted = {.ids = sorted.as<int32_t>(),
-                                      .experts = blocks_of.as<int32_t>(),
-                                      .num_valid = valid.as<int32_t>(),
-                                      .num_blocks = num_blocks,
-                                      .top_k = kTopK},
-                           .tile_counter = tile_counter.as<uint32_t>(),
-                           .source = sm90::RowSource::kToken,
-                           .input = {.format = row_format,
-                                     .values = device_rows.view().data,
-                                     .row_bytes = kColumns * element_bytes(row_type),
-                                     .scale_kind = cuda::ScaleKind::kF32,
-                                     .scales = device_scales.view().data,
-                                     .num_groups = groups,
-                                     .group_size = row_scales ? 128 : 0},
-                           .num_input_rows = kTokens,
-                           .weights = packed.rows(),
-                           .num_experts = kExperts,
-                           .deep_scales = deep_scales,
-                           .output_per_pair = true,
-                           .output = output.view().data,
-                           .output_stride = kRows},
-                          config, num_sms, {});
-        Buffer got = output.fetch();
-        if (!first) {
-          first = std::move(got);
-        } else {
-          EXPECT_TRUE(same_bits(*first, got)) << config.block_m << " rows on " << num_sms << " SMs"
-                                              << (deep_scales ? ", tables from memory" : "");
+        for (size_t kind = 0; kind < std::size(kGemmKinds); ++kind) {
+          const auto& [name, source, gated] = kGemmKinds[kind];
+          std::optional<DeviceTensor> sorted_rows, sorted_scales;
+          if (source == sm90::RowSource::kSorted) {
+            sorted_rows.emplace(in_sorted_order(rows, sorted, capacity, kTopK));
+            sorted_scales.emplace(in_sorted_order(scales, sorted, capacity, kTopK));
+          }
+          const int64_t columns = gated ? kRows / 2 : kRows;
+          const DeviceTensor output(Buffer(DataType::kBf16, {kTokens, kTopK, columns}));
+          cuda::check(cudaMemset(tile_counter.data(), 0, 16), "cudaMemset");
+          sm90::fp4_prefill(
+              {.sorted = {.ids = sorted.as<int32_t>(),
+                          .experts = blocks_of.as<int32_t>(),
+                          .num_valid = valid.as<int32_t>(),
+                          .num_blocks = num_blocks,
+                          .top_k = kTopK},
+               .tile_counter = tile_counter.as<uint32_t>(),
+               .source = source,
+               .input = {.format = row_format,
+                         .values = (sorted_rows ? *sorted_rows : device_rows).view().data,
+                         .row_bytes = kColumns * element_bytes(row_type),
+                         .scale_kind = cuda::ScaleKind::kF32,
+                         .scales = (sorted_scales ? *sorted_scales : device_scales).view().data,
+                         .num_groups = groups,
+                         .group_size = row_scales ? 128 : 0},
+               .num_input_rows = sorted_rows ? capacity : kTokens,
+               .weights = packed.rows(),
+               .num_experts = kExperts,
+               .deep_scales = deep_scales,
+               .activation = gated ? &swiglu : nullptr,
+               .output_per_pair = true,
+               .output = output.view().data,
+               .output_stride = columns},
+              config, num_sms, {});
+          Buffer got = output.fetch();
+          if (!first[kind]) {
+            first[kind] = std::move(got);
+          } else {
+            EXPECT_TRUE(same_bits(*first[kind], got))
+                << name << ", " << config.block_m << " rows on " << num_sms << " SMs"
+                << (deep_scales ? ", tables from memory" : "");
+          }
         }
       }
     }

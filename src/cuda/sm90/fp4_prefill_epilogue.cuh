@@ -9,7 +9,12 @@
 
 namespace switchyard::cuda::sm90 {
 
-/// Four 8 x 8 matrices of 16-bit elements, transposed: lane 8 i + r names row r of matrix i.
+/// Two or four 8 x 8 matrices of 16-bit elements, transposed: lane 8 i + r names row r of matrix i.
+__device__ __forceinline__ void store_transposed(uint32_t to, const uint32_t (&words)[2]) {
+  asm volatile("stmatrix.sync.aligned.m8n8.x2.trans.shared.b16 [%0], {%1, %2};" ::"r"(to),
+               "r"(words[0]), "r"(words[1])
+               : "memory");
+}
 __device__ __forceinline__ void store_transposed(uint32_t to, const uint32_t (&words)[4]) {
   asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(to),
                "r"(words[0]), "r"(words[1]), "r"(words[2]), "r"(words[3])
@@ -85,17 +90,20 @@ struct Fp4PrefillEnd {
   __device__ __forceinline__ void copy_out(int begin, int32_t column, Swizzle swizzle) const {
     constexpr int kChunks = kRowBytes / 16;
     constexpr int kPass = 128 / kChunks;
-    constexpr int kPasses = kCount / kPass;
+    constexpr int kPasses = ceil_div(kCount, kPass);
     const int chunk = thread % kChunks, first = thread / kChunks;
     const int32_t at = column + chunk * 8;
     uint16_t* to[kPasses];
 #pragma unroll
-    for (int i = 0; i < kPasses; ++i) to[i] = facts.output[begin + i * kPass + first];
+    for (int i = 0; i < kPasses; ++i) {
+      const int r = i * kPass + first;
+      to[i] = r < kCount ? facts.output[begin + r] : nullptr;
+    }
     meet();
     uint4 values[kPasses];
 #pragma unroll
     for (int i = 0; i < kPasses; ++i) {
-      const int r = i * kPass + first;
+      const int r = min(i * kPass + first, kCount - 1);
       values[i] =
           *reinterpret_cast<const uint4*>(output + r * kRowBytes + (swizzle(r, chunk) << 4));
     }
@@ -116,20 +124,23 @@ struct Fp4PrefillEnd {
     const int warp = thread / 32, lane = thread % 32;
     meet();  // the output before has left
     with_activation(p.activation_spec, p.curve, [&](auto activate) {
+      const auto store = [&](int first, auto count) {
+        constexpr int kCount = decltype(count)::value;
+        uint32_t words[kCount];
+        scale_groups<kCount>(sums, first);
 #pragma unroll
-      for (int j = 0; j < kGroups; j += 4) {
-        uint32_t words[4];
-        scale_groups<4>(sums, j);
-#pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          const float* s = &sums[4 * (j + i)];
+        for (int i = 0; i < kCount; ++i) {
+          const float* s = &sums[4 * (first + i)];
           words[i] = pack_bf16(activate(s[0], s[2]), activate(s[1], s[3]));
         }
-        const int row = j * 8 + lane;
+        const int row = first * 8 + lane % (kCount * 8);
         store_transposed(shared_address(output) +
                              static_cast<uint32_t>(row * kRowBytes + (swizzle(row, warp) << 4)),
                          words);
-      }
+      };
+#pragma unroll
+      for (int j = 0; j + 4 <= kGroups; j += 4) store(j, std::integral_constant<int, 4>{});
+      if constexpr (kGroups % 4 == 2) store(kGroups - 2, std::integral_constant<int, 2>{});
     });
     copy_out<kRowBytes, kRows>(0, weight_block() * (kFragmentRows / 2), swizzle);
   }

@@ -5,6 +5,7 @@
 // out, the others keep the matrix unit busy.
 
 #include "cuda/sm90/fp4_prefill_producer.cuh"
+#include "cuda/sm90/fp4_prefill_wgmma.cuh"
 
 namespace switchyard::cuda::sm90 {
 
@@ -27,6 +28,7 @@ struct Fp4PrefillConsumer {
   const Fp4PrefillParams& p;
   const Fp4PrefillRing<Traits>& ring;
   const uint8_t* tables;  ///< of the operand, in shared memory: Fp8Table by scale byte
+  float4* held;           ///< this thread's sums in shared memory, 128 apart
   int consumer;
   int thread;  ///< of the warpgroup
   RingPosition<Traits::kStages> at{};
@@ -139,6 +141,33 @@ struct Fp4PrefillConsumer {
     }
   }
 
+  /// Of a thread's sums, those from here on are held.
+  static constexpr int kFirstHeld = Traits::kTileRows / 2 - Traits::kHeldSums;
+  template <int kN>
+  __device__ __forceinline__ void add(Part<kN>& sums, const Part<kN>& part) const {
+#pragma unroll
+    for (int i = 0; i < kN / 2 && i < kFirstHeld; ++i) sums[i] += part[i];
+#pragma unroll
+    for (int i = kFirstHeld; i < kN / 2; i += 4) {
+      float4& s = held[(i - kFirstHeld) / 4 * 128];
+      float4 v = s;
+      v.x += part[i], v.y += part[i + 1], v.z += part[i + 2], v.w += part[i + 3];
+      s = v;
+    }
+  }
+  __device__ __forceinline__ void clear_held() const {
+#pragma unroll
+    for (int i = 0; i < Traits::kHeldSums / 4; ++i) held[i * 128] = float4{};
+  }
+  __device__ __forceinline__ void fetch_held(Sums& sums) const {
+#pragma unroll
+    for (int i = 0; i < Traits::kHeldSums / 4; ++i) {
+      const float4 v = held[i * 128];
+      float* s = &sums[kFirstHeld + 4 * i];
+      s[0] = v.x, s[1] = v.y, s[2] = v.z, s[3] = v.w;
+    }
+  }
+
   /// Multiplies the ring's k block, whose codes are in `raw`, and fetches those of the next one
   /// under the products (5 % at 128 rows), if there are `more`; registers allow no more.
   template <int kN, bool kDeep>
@@ -183,10 +212,7 @@ struct Fp4PrefillConsumer {
 #pragma unroll 1
         for (int k = 0; k < left; ++k) multiply(k != 0, k + 1 < left);
       }
-      if constexpr (!Traits::kRowScales) {
-#pragma unroll
-        for (int i = 0; i < kN / 2; ++i) sums[i] += part[i];
-      }
+      if constexpr (!Traits::kRowScales) add<kN>(sums, part);
     }
   }
 
@@ -268,9 +294,12 @@ struct Fp4PrefillConsumer {
   __device__ __forceinline__ void multiply_rows(Sums& sums,
                                                 [[maybe_unused]] Products<Traits::kTileRows>& part,
                                                 int rows) {
-    if constexpr (kN > Traits::kRowStep) {
+    // Beside 80 rows of bf16 registers suffice for one more height.
+    constexpr bool kFew = Traits::kTileRows == 80 && !Operand::kBytes;
+    if constexpr (kN > (kFew ? 32 : Traits::kRowStep)) {
       // 48 rows save a tenth where sums are scaled; elsewhere little, and registers do not suffice.
-      constexpr int kLess = kN == 64 && !Operand::kScalesSums ? 32 : kN - Traits::kRowStep;
+      constexpr int kLess =
+          kFew || (kN == 64 && !Operand::kScalesSums) ? 32 : kN - Traits::kRowStep;
       if (rows <= kLess) return multiply_rows<kLess>(sums, part, rows);
     }
     auto& of_rows = reinterpret_cast<Part<kN>&>(sums);
@@ -279,11 +308,7 @@ struct Fp4PrefillConsumer {
     } else if constexpr (!Operand::kBytes) {
       accumulate<kN>(of_rows);
     } else {
-      auto& of_block = reinterpret_cast<Part<kN>&>(part);
-      if constexpr (Operand::kTables) {
-        if (p.deep) return accumulate_promoted<kN, true>(of_rows, of_block);
-      }
-      accumulate_promoted<kN, false>(of_rows, of_block);
+      accumulate_promoted<kN, false>(of_rows, reinterpret_cast<Part<kN>&>(part));
     }
   }
   __device__ __forceinline__ static void define(float& v) { asm volatile("" : "=f"(v)); }
@@ -298,7 +323,13 @@ struct Fp4PrefillConsumer {
       sums[i] = 0.0f;
       if constexpr (Operand::kBytes || Operand::kScalesSums) define(part[i]);
     }
-    multiply_rows<Traits::kTileRows>(sums, part, rows);
+    clear_held();
+    if (Operand::kTables && p.deep) {  // rare: at full height, which halves the code
+      if constexpr (Operand::kTables) accumulate_promoted<Traits::kTileRows, true>(sums, part);
+    } else {
+      multiply_rows<Traits::kTileRows>(sums, part, rows);
+    }
+    fetch_held(sums);
   }
 };
 

@@ -2,6 +2,8 @@
 // 4-bit weights times many rows: which tile comes next, and how its operands and whatever its end
 // needs get into shared memory. By one warpgroup.
 
+#include <algorithm>
+
 #include "core/fp4_prefill_tiles.h"
 #include "core/fragment_convert.h"
 #include "core/grouped_tile_scheduler.h"
@@ -21,6 +23,7 @@ struct Fp4PrefillTraits {
   static constexpr TileEnd kEnd = kTileEnd;
   static constexpr int kTileRows = kRows;
   static constexpr int kRowStep = fp4_prefill_cost::row_step(kRows);
+  static_assert(kRows % kRowStep == 0);
   /// As many as registers allow: the fewer rows, the longer a consumer waits beside its products.
   static constexpr int kConsumers = kRows <= fp4_prefill_cost::kLowRows ? 4 : 3;
   static constexpr int kThreads = (kConsumers + 1) * 128;
@@ -42,9 +45,16 @@ struct Fp4PrefillTraits {
   /// or 128 where a scale ends.
   static constexpr int kPromoteBlocks = kRowScales ? 1 : 4;
   using Sums = float[kRows / 2];
+  /// E4M3 has two sets of sums, of which registers hold so many: a thread's last ones wait in
+  /// shared memory, where they are needed once in kPromoteBlocks.
+  static constexpr int kRegisterSums = kConsumers == 4 ? 64 : 128;
+  static constexpr int kHeldSums =
+      Operand::kBytes && !Operand::kScalesSums && kRows > kRegisterSums ? kRows - kRegisterSums : 0;
 
-  /// Output of a consumer on its way, and what a tile's end needs to know.
-  static constexpr int kOutputBytes = 64 * 2 * kFragmentRows;
+  /// Output of a consumer on its way, or the sums that it holds; and what a tile's end needs to
+  /// know.
+  static constexpr int kOutputBytes =
+      std::max({64 * 2 * kFragmentRows, kRows* kFragmentRows, kHeldSums * 4 * 128});
   static constexpr int kFactBytes = 16 + 16 * kRows + 8 * kTileWeightRows;
   static constexpr int kFactBuffers = 4;  ///< with two k blocks a tile, the ring spans three tiles
   static constexpr int kTableBytes =
@@ -196,18 +206,18 @@ __device__ __forceinline__ void fill_facts(const Fp4PrefillParams& p,
     async_copy_4(shared_address(&facts.weight_scale[i]), p.weight_row_scales + at, exists);
     if (p.bias != nullptr) async_copy_4(shared_address(&facts.bias[i]), p.bias + at, exists);
   }
-  if (thread < Traits::kTileRows) {
+  for (int row = thread; row < Traits::kTileRows; row += 128) {
     if (before != nullptr) {  // this thread wrote it
-      facts.output[thread] = before->output[thread];
-      facts.factor[thread] = before->factor[thread];
-      facts.after[thread] = before->after[thread];
+      facts.output[row] = before->output[row];
+      facts.factor[row] = before->factor[row];
+      facts.after[row] = before->after[row];
     } else {
-      const int32_t sorted = tile.row_block * Traits::kTileRows + thread;
+      const int32_t sorted = tile.row_block * Traits::kTileRows + row;
       const int32_t packed = p.sorted.ids[sorted];
       const bool used = is_pair(packed, p.sorted.top_k);
       const int32_t pair = packed_token(packed) * p.sorted.top_k + packed_slot(packed);
-      const int64_t row = p.output_per_pair ? pair : sorted;
-      facts.output[thread] = used ? p.output + row * p.output_stride : nullptr;
+      const int64_t to = p.output_per_pair ? pair : sorted;
+      facts.output[row] = used ? p.output + to * p.output_stride : nullptr;
       float factor = 1.0f, after = 1.0f;
       if constexpr (Traits::Operand::kBytes && !Traits::kRowScales) {
         const int64_t source = !used ? 0 : Traits::kGather ? source_row(p, packed) : sorted;
@@ -218,8 +228,8 @@ __device__ __forceinline__ void fill_facts(const Fp4PrefillParams& p,
       } else if (p.weight_after) {
         after = p.sorted.weights[sorted];
       }
-      facts.factor[thread] = factor;
-      facts.after[thread] = after;
+      facts.factor[row] = factor;
+      facts.after[row] = after;
     }
   }
 }
