@@ -2,6 +2,8 @@
 
 namespace switchyard::cuda::sm90 {
 Fp4PrefillVariantList fp4_prefill_nvfp4_fp8() {
-  return fp4_prefill_list<FragmentOperand<FragmentOrder::kFp8, Format::kNvfp4>>();
+  // Layers in this format are rare: no tiles between the usual ones.
+  return fp4_prefill_list_of<FragmentOperand<FragmentOrder::kFp8, Format::kNvfp4>, false, 128, 96,
+                             64, 32>();
 }
 }  // namespace switchyard::cuda::sm90
