@@ -46,6 +46,9 @@ ExpertsWorkspace experts_workspace(const ExpertPanels& panels, int64_t max_token
   w.sums = carver.take(w.pass_tokens * panels.down.num_outputs * kInt);
   w.input_rows = carver.take(w.num_inputs * panels.gate_up.rows.row_bytes);
   w.intermediate_rows = carver.take(w.pass_rows * panels.down.rows.row_bytes);
+  w.shared_products =
+      carver.take(std::min(w.pass_rows * panels.down.num_panels, kMostSharedProducts) * kPanelRows *
+                  static_cast<int64_t>(sizeof(float)));
   w.threads =
       carver.take(panels.executor->num_threads() * thread_regions(panels, w.pass_rows).bytes);
   w.bytes = carver.bytes();

@@ -26,6 +26,9 @@ struct ThreadScratch {
 /// Rows of products that any pass has room for: 128 KiB. With 64, down took 128 rows one panel at a
 /// time (57 GB/s, int8 9.3 instead of 8.9 ms, MXFP4 5.4 instead of 5.2).
 inline constexpr int64_t kLeastProductRows = 1024;
+/// Products of 32 columns, of all rows and panels of down, that threads share while they work
+/// expert by expert: 1 MiB.
+inline constexpr int64_t kMostSharedProducts = 8192;
 /// Panels of down that a thread takes at a time, through the experts together: one panel each would
 /// read all intermediate rows anew for 32 columns (Qwen3-30B bf16, T = 1024, one thread: 541 ms,
 /// two 532, four 508, eight 505). Several threads never hold products of more panels than there
@@ -43,7 +46,7 @@ struct ExpertsWorkspace {
   int64_t num_inputs = 0;  ///< packed input rows of a pass
   WorkspaceRegion expert_offsets, item_offsets, row_to_pair, pair_to_row, row_weights;
   WorkspaceRegion topk_ids, topk_weights, sums;  // dense
-  WorkspaceRegion input_rows, intermediate_rows;
+  WorkspaceRegion input_rows, intermediate_rows, shared_products;
   WorkspaceRegion threads;
   int64_t bytes = 0;
 };

@@ -1,60 +1,12 @@
 // Stage 1: gate and up products of 32 columns of the intermediate, activation, and the rows of
 // stage 2.
 
-#include <algorithm>
 #include <cstring>
 
-#include "cpu/experts_steps.h"
+#include "cpu/expert_items.h"
 
 namespace switchyard::cpu {
 namespace {
-
-/// Rows [begin, begin + count) of one expert and one panel of its intermediate.
-struct Item {
-  int64_t expert = -1;
-  int64_t begin = 0;
-  int64_t count = 0;
-  int64_t panel = 0;
-};
-
-/// Items in the order of memory: shard by shard, in it expert by expert, panel by panel.
-class Items {
- public:
-  Items(const Pass& pass, int32_t* chunk_offsets)
-      : pass_(pass), stage_(pass.panels->gate_up), chunk_offsets_(chunk_offsets) {
-    chunk_offsets[0] = 0;
-    for (int64_t e = 0; e < pass.panels->num_experts; ++e) {
-      const int64_t chunks = ceil_div(pass.rows_of(e), kChunkRows);
-      chunk_offsets[e + 1] = chunk_offsets[e] + static_cast<int32_t>(chunks);
-    }
-  }
-  int64_t count(int64_t shard) const {
-    return chunk_offsets_[pass_.panels->num_experts] * stage_.panels_of_shard(shard);
-  }
-
-  Item at(ItemClaim::Item claimed) const {
-    if (!claimed) return {};
-    const int64_t num_panels = stage_.panels_of_shard(claimed.shard);
-    const int64_t index = claimed.index / num_panels;
-    const int32_t* end = chunk_offsets_ + pass_.panels->num_experts + 1;
-    const int64_t expert =
-        std::upper_bound(chunk_offsets_, end, static_cast<int32_t>(index)) - chunk_offsets_ - 1;
-    const int64_t chunk = index - chunk_offsets_[expert];
-    // Chunks of equal size rather than a full one and a rest.
-    const int64_t rows = pass_.rows_of(expert);
-    const int64_t chunks = ceil_div(rows, kChunkRows);
-    const int64_t begin = rows * chunk / chunks;
-    return {.expert = expert,
-            .begin = pass_.expert_offsets[expert] + begin,
-            .count = rows * (chunk + 1) / chunks - begin,
-            .panel = stage_.first_panel(claimed.shard) + claimed.index % num_panels};
-  }
-
- private:
-  const Pass& pass_;
-  const PackedStage& stage_;
-  const int32_t* chunk_offsets_;
-};
 
 /// Neighbouring items of few rows whose products are made before any is activated: each pause lets
 /// the hardware's stream of weights run dry (one Zen 4 core, MXFP4, one row: 20 % slower without).
@@ -71,7 +23,7 @@ class Worker {
         scratch_(scratch) {}
 
   /// Products of an item, in rows [first, first + item.count) of the scratch.
-  void multiply(const Item& item, const Item& next, int64_t first) const {
+  void multiply(const ExpertItem& item, const ExpertItem& next, int64_t first) const {
     const bool gated = stage_.num_matrices == 2;
     const uint8_t* after = next.expert < 0 ? nullptr : stage_.panel(next.expert, next.panel, 0);
     const uint8_t* up = stage_.panel(item.expert, item.panel, gated ? 1 : 0);
@@ -79,14 +31,14 @@ class Worker {
     multiply_panel(item, gated ? 1 : 0, after, scratch_.up + first * kPanelRows);
   }
 
-  void finish(const Item& item, int64_t first) const {
+  void finish(const ExpertItem& item, int64_t first) const {
     float* products = scratch_.up + first * kPanelRows;
     activate(item, scratch_.gate + first * kPanelRows, products);
     store(item, products);
   }
 
  private:
-  void multiply_panel(const Item& item, int matrix, const uint8_t* next, float* out) const {
+  void multiply_panel(const ExpertItem& item, int matrix, const uint8_t* next, float* out) const {
     MultiplyJob job{.layout = &stage_.packing.layout, .row_layout = input_.layout};
     job.panel = stage_.panel(item.expert, item.panel, matrix);
     job.next = next;
@@ -105,7 +57,7 @@ class Worker {
   }
 
   /// In place, over the up products.
-  void activate(const Item& item, const float* gate, float* up) const {
+  void activate(const ExpertItem& item, const float* gate, float* up) const {
     const bool gated = stage_.num_matrices == 2;
     ActivateJob job{.activation = &pass_.panels->spec.activation};
     job.gate = gated ? gate : nullptr;
@@ -123,7 +75,7 @@ class Worker {
     pass_.panels->kernels->activate(job);
   }
 
-  void store(const Item& item, float* products) const {
+  void store(const ExpertItem& item, float* products) const {
     const Kernels& kernels = *pass_.panels->kernels;
     const PackedStage& next_stage = pass_.panels->down;
     const RowLayout& layout = next_stage.rows;
@@ -179,19 +131,20 @@ void finish_rows(const Pass& pass, uint8_t* rows) {
 }  // namespace
 
 void gate_up(const Pass& pass, const GateUpInput& input, const GateUpOutput& output) {
-  const Items items(pass, pass.layout->item_offsets.in<int32_t>(pass.workspace));
+  const ExpertItems items(pass, pass.panels->gate_up,
+                          pass.layout->item_offsets.in<int32_t>(pass.workspace));
   ShardedItems sharded(pass.panels->gate_up.num_shards(), pass.panels->executor->num_threads(),
                        [&](int64_t shard) { return items.count(shard); });
   run_on_all(*pass.panels->executor, [&](int thread) {
     const Worker worker(pass, input, output, pass.scratch(thread));
     ItemClaim claim(sharded, pass.panels->topology->current_node());
-    Item batch[kBatchRows];
-    for (Item next = items.at(claim.take()); next.expert >= 0;) {
+    ExpertItem batch[kBatchRows];
+    for (ExpertItem next = items.at(claim.take(), {}); next.expert >= 0;) {
       int64_t count = 0;
       int64_t rows = 0;
       do {
-        const Item item = batch[count++] = next;
-        next = items.at(claim.take());
+        const ExpertItem item = batch[count++] = next;
+        next = items.at(claim.take(), item);
         worker.multiply(item, next, rows);
         rows += item.count;
       } while (next.expert >= 0 && rows + next.count <= kBatchRows);

@@ -104,6 +104,25 @@ TEST(CpuBits, SameForEveryBatchThreadCountAndInstructionSet) {
   }
 }
 
+TEST(CpuBits, DownByExpertHasTheBitsOfDownByColumns) {
+  // Three panels: 900 tokens share their products, with several items per expert; 1000 do not.
+  Random random(36);
+  LayerSpec spec = odd_spec(Format::kMxfp4, {1, 32});
+  spec.hidden_size = 72;
+  spec.top_k = 3;
+  const RandomWeights weights(spec, {.biases = true});
+  const ExpertsCall call = random_call(random, spec, 1000, DataType::kBf16);
+  for (const int num_threads : {1, 3}) {
+    const auto experts =
+        cpu_backend().pack_experts(spec, weights.weights().experts, {.num_threads = num_threads});
+    const Buffer whole = run_experts(*experts, spec, call);
+    for (const int64_t count : {1, 900}) {
+      EXPECT_TRUE(rows_equal(run_experts(*experts, spec, first_tokens(call, count)), whole))
+          << count << " tokens on " << num_threads << " threads";
+    }
+  }
+}
+
 TEST(CpuBits, LargestIntegerSumsAreExactOnEveryInstructionSet) {
   // Activations of +-127 under the largest codes of one sign: what 16-bit sums can just hold.
   Random random(35);
