@@ -4,6 +4,7 @@
 // which rows and tokens, where a sum lies, and who waits for whom.
 
 #include <algorithm>
+#include <bit>
 #include <cstdint>
 
 #include "core/grouped_gemm_config.h"
@@ -19,15 +20,17 @@ inline constexpr int kDownSumColumns = 64;
 inline constexpr int kDownSumRowBytes = kDownSumColumns * 2;
 inline constexpr int kDownSumBlockBytes = 128;   ///< of K, one swizzle atom
 inline constexpr int kDownSumBlocks = 2;         ///< of K, zeros where it is shorter
-inline constexpr int kDownSumSlots = 8;          ///< of a token that are loaded together
+inline constexpr int kDownSumSlots = 12;         ///< of a token that are loaded together
+inline constexpr int kDownSumSourceSlots = 4;    ///< whose places are one load
 inline constexpr int kDownSumProductGroups = 2;  ///< warpgroups that multiply
-/// Of an expert's weights for a slab. A group holds one while it waits for its next wave's, which
-/// may lie as many further as there are groups.
-inline constexpr int kDownSumLeastBuffers = kDownSumProductGroups + 1, kDownSumMostBuffers = 8;
+/// Of an expert's weights for a slab. A group gives one back before it waits for the next.
+inline constexpr int kDownSumLeastBuffers = 2, kDownSumMostBuffers = 8;
 /// Of the ring. A group tells of slabs without a wave of its own ahead of time, and a barrier
 /// serves every kDownSumPlaces-th slab.
 inline constexpr int kDownSumPlaces = 8;
 inline constexpr int kDownSumMostSlots = kDownSumPlaces - kDownSumProductGroups;
+/// Two take 690 us where three take 566 (R1 TP8, T = 8192).
+inline constexpr int kDownSumLeastSlots = 3;
 
 /// Warps that sum, in teams: with few tokens a team is small, and teams take slabs in turn, because
 /// a slab's sum is all waiting for loads. A team has at least two rounds of four tokens per warp.
@@ -49,6 +52,47 @@ SWITCHYARD_HOST_DEVICE constexpr DownSumShare down_sum_share(int32_t count, int3
   const auto at = [&](int32_t i) { return static_cast<int32_t>(int64_t{count} * i / parts); };
   return {at(index), at(index + 1)};
 }
+
+/// Index of the highest bit; `bits` is not 0.
+SWITCHYARD_HOST_DEVICE constexpr int highest_bit(uint32_t bits) {
+#if defined(__CUDA_ARCH__)
+  return 31 - __clz(static_cast<int>(bits));
+#else
+  return 31 - std::countl_zero(bits);
+#endif
+}
+
+/// Waves (64 rows of one expert) are dealt in order, to each CTA as many whole experts as it may
+/// take, because an expert's weights are read by every CTA that has waves of it. One wave more than
+/// equal shares have lets R1 TP8's T = 8192 (9 to 10) read them 256 times, not 387.
+struct DownSumWaves {
+  const uint32_t* first;  ///< a bit per wave: an expert's first. One word more than waves need
+  int32_t count;
+  int32_t most;  ///< of a CTA, at most 32; all together have room for all
+
+  /// Where the share that begins at `begin` ends; `others` come after it.
+  SWITCHYARD_HOST_DEVICE constexpr int32_t end_of(int32_t begin, int32_t others) const {
+    if (count - begin <= most) return count;
+    const int32_t next = begin + 1, word = next / 32, shift = next % 32;
+    const uint64_t both = uint64_t{first[word + 1]} << 32 | first[word];
+    const uint32_t bits = static_cast<uint32_t>(both >> shift) & ((uint32_t{2} << (most - 1)) - 1);
+    if (bits == 0) return begin + most;
+    const int32_t whole = next + highest_bit(bits);
+    return count - whole <= others * most ? whole : begin + most;
+  }
+  SWITCHYARD_HOST_DEVICE static constexpr int32_t most_of(int32_t count, int32_t parts,
+                                                          int32_t fit) {
+    const int32_t wanted = ceil_div(count, parts) + 1;
+    return wanted < fit ? wanted : fit;
+  }
+  SWITCHYARD_HOST_DEVICE constexpr DownSumShare share(int32_t parts, int32_t index) const {
+    DownSumShare share;
+    for (int32_t i = 0; i <= index; ++i) {
+      share = {share.end, end_of(share.end, parts - 1 - i)};
+    }
+    return share;
+  }
+};
 
 /// The most groups of 64 rows of one expert that hold a pair.
 constexpr int64_t down_sum_max_waves(int64_t num_pairs, int64_t num_experts) {
@@ -116,11 +160,14 @@ inline constexpr int64_t kDownSumRingBytes = int64_t{25} << 20;
 /// Expert outputs from which on their way to memory and back costs more than waiting for others:
 /// R1 TP8 takes 480 us with T = 1024 in slabs, 458 without.
 inline constexpr int64_t kDownSumMinOutputBytes = int64_t{200} << 20;
+/// The same of weights that are converted: 411 us against 440 of T = 4096, 306 against 268 of 2048.
+inline constexpr int64_t kDownSumMinConvertedBytes = int64_t{400} << 20;
 
-/// Of any batch: smaller ones have more slots, so a bound of each would not do for fewer tokens.
-constexpr int64_t down_sum_most_ring_bytes(int64_t num_experts) {
+/// Of this batch and any with fewer pairs, which may have more slots.
+constexpr int64_t down_sum_most_ring_bytes(int64_t num_pairs, int64_t num_experts) {
   constexpr int64_t kMostPadding = 192;
-  return kDownSumRingBytes + kDownSumMostSlots * num_experts * kMostPadding * kDownSumRowBytes;
+  return std::max(kDownSumRingBytes, kDownSumLeastSlots * num_pairs * kDownSumRowBytes) +
+         kDownSumMostSlots * num_experts * kMostPadding * kDownSumRowBytes;
 }
 
 struct DownSumBatch {
@@ -139,11 +186,11 @@ constexpr DownSumPlan plan_down_sum(const DownSumBatch& batch, int num_sms) {
   plan.size = {.waves = static_cast<int>(
                    ceil_div<int64_t>(down_sum_max_waves(pairs, batch.experts), num_sms)),
                .sources = static_cast<int>(ceil_div<int64_t>(batch.tokens, num_sms) *
-                                           align_up<int64_t>(batch.top_k, kDownSumSlots))};
+                                           align_up<int64_t>(batch.top_k, kDownSumSourceSlots))};
   plan.num_slabs = batch.columns / kDownSumColumns;
   plan.slot_bytes = batch.sorted_rows * kDownSumRowBytes;
-  plan.num_slots = static_cast<int32_t>(
-      std::clamp<int64_t>(kDownSumRingBytes / (pairs * kDownSumRowBytes), 2, kDownSumMostSlots));
+  plan.num_slots = static_cast<int32_t>(std::clamp<int64_t>(
+      kDownSumRingBytes / (pairs * kDownSumRowBytes), kDownSumLeastSlots, kDownSumMostSlots));
   const int least = down_sum_shared(plan.size).bytes;
   plan.fits = least <= kSm90SharedBytes;
   plan.size.buffers = std::min(

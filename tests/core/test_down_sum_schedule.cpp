@@ -51,6 +51,64 @@ TEST(DownSumSchedule, NoBatchHasMoreWaves) {
   EXPECT_EQ(down_sum_max_waves(0, 8), 0);
 }
 
+/// How many experts' weights CTAs read, counting an expert once for each of them.
+int64_t reads(const std::vector<int32_t>& experts, const std::vector<DownSumShare>& shares) {
+  int64_t count = 0;
+  for (const DownSumShare& share : shares) {
+    for (int32_t w = share.begin; w < share.end; ++w) {
+      const auto at = static_cast<size_t>(w);
+      count += w == share.begin || experts[at] != experts[at - 1];
+    }
+  }
+  return count;
+}
+
+TEST(DownSumSchedule, WavesAreDealtOnceAndExpertsSeldomSplit) {
+  std::mt19937 random(5);
+  for (int repeat = 0; repeat < 500; ++repeat) {
+    const auto parts = static_cast<int32_t>(1 + random() % 40);
+    const auto num_experts = static_cast<int32_t>(random() % 80);
+    const auto longest = static_cast<uint32_t>(1 + random() % (repeat % 5 == 0 ? 30u : 6u));
+    std::vector<int32_t> experts;  // of waves
+    for (int32_t e = 0; e < num_experts; ++e)
+      experts.resize(experts.size() + random() % longest, e);
+    const auto count = static_cast<int32_t>(experts.size());
+    const int32_t fit = std::max(ceil_div(count, parts) + static_cast<int32_t>(random() % 3), 1);
+    if (fit > 32) continue;
+    std::vector<uint32_t> first(static_cast<size_t>(count / 32 + 2), 0);
+    for (size_t w = 0; w < experts.size(); ++w) {
+      if (w == 0 || experts[w] != experts[w - 1]) first[w / 32] |= 1u << w % 32;
+    }
+    const DownSumWaves waves{first.data(), count, DownSumWaves::most_of(count, parts, fit)};
+    std::vector<DownSumShare> shares, equal;
+    int32_t next = 0;
+    for (int32_t i = 0; i < parts; ++i) {
+      shares.push_back(waves.share(parts, i));
+      equal.push_back(down_sum_share(count, parts, i));
+      EXPECT_EQ(shares.back().begin, next);
+      EXPECT_LE(shares.back().size(), fit);
+      next = shares.back().end;
+    }
+    EXPECT_EQ(next, count);
+    EXPECT_LE(reads(experts, shares), reads(experts, equal));
+  }
+  // 256 experts of four or five waves for 132 CTAs.
+  std::vector<int32_t> experts;
+  for (int32_t e = 0; e < 256; ++e)
+    experts.resize(experts.size() + 4 + static_cast<size_t>(e * 7 % 2), e);
+  const auto count = static_cast<int32_t>(experts.size());
+  std::vector<uint32_t> first(static_cast<size_t>(count / 32 + 2), 0);
+  for (size_t w = 0; w < experts.size(); ++w) {
+    if (w == 0 || experts[w] != experts[w - 1]) first[w / 32] |= 1u << w % 32;
+  }
+  std::vector<DownSumShare> shares;
+  for (int32_t i = 0; i < 132; ++i) {
+    shares.push_back(
+        DownSumWaves{first.data(), count, DownSumWaves::most_of(count, 132, 11)}.share(132, i));
+  }
+  EXPECT_EQ(reads(experts, shares), 256);
+}
+
 TEST(DownSumSchedule, PartsOfARowCoverItsColumnsAndRowsDoNotOverlap) {
   std::set<int32_t> places;
   for (int32_t row = 0; row < 64; ++row) {
@@ -157,7 +215,8 @@ class Waits {
     }
     return multiply(cta, kind, act);
   }
-  /// Waits for the next item's weights, gives back those before, then for the slot.
+  /// Gives back weights one after the other until the next item's are there, then waits for the
+  /// slot.
   bool multiply(Cta& cta, int group, bool act) {
     const auto g = static_cast<size_t>(group);
     const int item = cta.items[g] * kDownSumProductGroups + group,
@@ -167,9 +226,9 @@ class Waits {
     const bool last = next >= items;
     for (const int waits : {item, next}) {
       if (waits >= items) continue;
-      if (cta.loaded <= buffer_of(cta, waits)) return false;
-      if (cta.released[g] >= buffer_of(cta, waits)) continue;
-      if (act) cta.released[g] = buffer_of(cta, waits);
+      if (cta.released[g] >= buffer_of(cta, waits) && cta.loaded > buffer_of(cta, waits)) continue;
+      if (cta.loaded <= cta.released[g]) return false;
+      cta.released[g] += act;
       return true;
     }
     const int slab = item / cta.waves;
@@ -246,11 +305,14 @@ TEST(DownSumSchedule, SharedMemoryIsDisjointAndPlansFit) {
                                .row_bytes = 256,
                                .columns = 7168};
       const DownSumPlan plan = plan_down_sum(batch, 132);
-      EXPECT_EQ(plan.fits, tokens <= 8192) << tokens;
+      EXPECT_EQ(plan.fits, tokens <= 9000) << tokens;
       EXPECT_EQ(plan.num_slabs, 112);
-      EXPECT_GE(plan.num_slots, 2);
+      EXPECT_GE(plan.num_slots, kDownSumLeastSlots);
       EXPECT_LE(plan.num_slots, kDownSumMostSlots);
-      EXPECT_TRUE(!plan.fits || plan.ring_bytes() <= down_sum_most_ring_bytes(256));
+      for (const int64_t more : {0, 3000}) {
+        EXPECT_TRUE(!plan.fits ||
+                    plan.ring_bytes() <= down_sum_most_ring_bytes((tokens + more) * 8, 256));
+      }
     }
   }
   EXPECT_FALSE(plan_down_sum({.tokens = 64,

@@ -10,6 +10,7 @@
 #include "cuda/combine.h"
 #include "cuda/sm90/down_sum.h"
 #include "cuda/sm90/experts.h"
+#include "cuda/sm90/fp4_prefill.h"
 #include "cuda/sort.h"
 #include "gpu/prefill_agreement.h"
 
@@ -22,11 +23,13 @@ using test::Operands;
 using test::Random;
 
 const Operands kBlocks{Format::kFp8E4m3, {128, 128}, ActivationFormat::kFp8Block128};
+const Operands kConverted{Format::kMxfp4, {1, 32}, ActivationFormat::kFp8PerToken};
 const Operands kOperands[] = {kBlocks,
                               {Format::kFp8E4m3, {1, 0}, ActivationFormat::kFp8Block128},
                               {Format::kFp8E4m3, {128, 128}, ActivationFormat::kFp8PerToken},
                               {Format::kFp8E4m3, {1, 0}, ActivationFormat::kFp8PerToken},
-                              {Format::kInt8, {1, 0}, ActivationFormat::kInt8PerToken}};
+                              {Format::kInt8, {1, 0}, ActivationFormat::kInt8PerToken},
+                              kConverted};
 
 struct Shape {
   int64_t tokens, top_k, experts;
@@ -34,7 +37,7 @@ struct Shape {
   int64_t num_routed = -1;   ///< on the device; < 0: all
   int64_t only_expert = -1;  ///< >= 0: nobody chooses another
   bool skip_all = false;
-  bool addend = false, bias = false, weighted = true;
+  bool addend = false, bias = false, weighted = true, deep = false;
   DataType output = DataType::kBf16;
   int32_t unit = 128;
 };
@@ -45,14 +48,18 @@ class Problem {
   Problem(const Operands& operands, const Shape& shape) : shape_(shape) {
     Random random(static_cast<uint64_t>(shape.tokens * 7 + shape.width));
     for (int64_t e = 0; e < shape.experts; ++e) {
-      test::MatrixOptions options = test::usual_matrix(operands.weights);
-      options.scale_block = operands.block;
       const test::OwnedMatrix owned =
-          test::random_matrix(random, shape.width, shape.inner, options);
-      if (e == 0) packed_ = cuda::PackedMatrices(owned.matrix, 1, false, shape.experts);
+          test::random_matrix(random, shape.width, shape.inner, matrix_of(operands));
+      if (e == 0) {
+        packed_ = cuda::PackedMatrices(
+            owned.matrix, 1, false, shape.experts,
+            cuda::fragment_order(operands.activations, owned.matrix, owned.matrix, 0));
+      }
       packed_.pack(e, {owned.matrix}, {TensorView{}});
     }
-    if (packed_.rows().rows.num_groups > 1) {
+    packed_.finish("down");
+    converts_ = packed_.rows().fragments.order != FragmentOrder::kRowMajor;
+    if (!converts_ && packed_.rows().rows.num_groups > 1) {
       table_ = cuda::DeviceBuffer(cuda::sm90::block_scale_count(packed_.rows(), shape.experts) * 4);
       const DeviceTensor mixed(Buffer::zeros(DataType::kI32, {1}));
       cuda::sm90::block_scale_table(packed_.rows(), shape.experts, table_.as<float>(),
@@ -77,7 +84,7 @@ class Problem {
                                : 1;
     rows_ = DeviceTensor(Buffer::normal(random, DataType::kF8E4m3, {capacity_, shape.inner}));
     scales_ = DeviceTensor(Buffer::normal(random, DataType::kF32, {capacity_, groups}));
-    stored_ = {.format = operands.weights,
+    stored_ = {.format = converts_ ? Format::kFp8E4m3 : operands.weights,
                .values = rows_.view().data,
                .row_bytes = shape.inner,
                .scale_kind = cuda::ScaleKind::kF32,
@@ -88,10 +95,12 @@ class Problem {
   }
 
   Buffer in_two() const {
-    const auto configs =
-        cuda::sm90::configs_of(stored_.format, cuda::sm90::scaling_of(stored_, packed_.rows()));
+    const auto configs = converts_
+                             ? cuda::sm90::fp4_prefill_configs(packed_.rows().fragments)
+                             : cuda::sm90::configs_of(
+                                   stored_.format, cuda::sm90::scaling_of(stored_, packed_.rows()));
     for (const GroupedGemmConfig& config : configs) {
-      if (shape_.unit % config.block_m != 0) continue;
+      if (converts_ ? shape_.unit != config.block_m : shape_.unit % config.block_m != 0) continue;
       const DeviceTensor outputs(
           Buffer(DataType::kBf16, {shape_.tokens, shape_.top_k, shape_.width}));
       const DeviceTensor counter(Buffer::zeros(DataType::kI32, {1}));
@@ -99,8 +108,12 @@ class Problem {
       cuda::sm90::GroupedGemmJob job = down_job();
       job.tile_counter = counter.view().as<uint32_t>();
       job.output = outputs.view().data;
-      cuda::sm90::grouped_gemm(
-          job, config, cuda::sm90::weight_map(packed_.rows(), shape_.experts, config), 132, {});
+      if (converts_) {
+        cuda::sm90::fp4_prefill(job, config, 132, {});
+      } else {
+        cuda::sm90::grouped_gemm(
+            job, config, cuda::sm90::weight_map(packed_.rows(), shape_.experts, config), 132, {});
+      }
       cuda::CombineJob combine = sum_job(sum.view());
       combine.expert_output = outputs.view().data;
       combine.topk_ids = ids_.view().as<const int32_t>();
@@ -181,6 +194,7 @@ class Problem {
         .weights = packed_.rows(),
         .num_experts = shape_.experts,
         .block_scales = table_.as<const float>(),
+        .deep_scales = shape_.deep,
         .output_per_pair = true,
         .output_stride = shape_.width};
     if (shape_.bias) job.weights.bias = bias_.view().as<const float>();
@@ -198,6 +212,7 @@ class Problem {
   }
 
   Shape shape_;
+  bool converts_ = false;
   int64_t capacity_ = 0;
   cuda::PackedMatrices packed_;
   cuda::DeviceBuffer table_, sorted_, sorted_weights_, blocks_, valid_, pair_rows_;
@@ -228,14 +243,16 @@ TEST(GpuSm90DownSum, EveryOperandKindHasTheBitsOfTwoKernels) {
                            .addend = true,
                            .bias = true,
                            .unit = 64});
+    const bool groups = operands.weights == Format::kMxfp4;  // of 32 columns
     expect_same(operands, {.tokens = 77,
                            .top_k = 2,
                            .experts = 5,
-                           .inner = 112,
+                           .inner = groups ? 96 : 112,
                            .width = 128,
                            .weighted = false,
+                           .deep = true,
                            .output = DataType::kF32,
-                           .unit = 192});
+                           .unit = groups ? 128 : 192});
   }
 }
 
@@ -253,7 +270,11 @@ TEST(GpuSm90DownSum, EmptyOneAndLopsided) {
                         .only_expert = 9,
                         .addend = true,
                         .output = DataType::kF32});
-  expect_same(kBlocks, {.tokens = 90, .top_k = 11, .experts = 16, .inner = 256, .width = 1024});
+  for (const int64_t top_k : {6, 9, 12, 13, 29}) {
+    expect_same(kBlocks,
+                {.tokens = 90, .top_k = top_k, .experts = 32, .inner = 256, .width = 1024});
+  }
+  expect_same(kConverted, {.tokens = 90, .top_k = 11, .experts = 16, .inner = 256, .width = 1024});
   expect_same(kBlocks, {.tokens = 1, .top_k = 1, .experts = 3, .inner = 128, .width = 64});
   expect_same(kBlocks, {.tokens = 700,
                         .top_k = 2,
@@ -286,15 +307,17 @@ bool sums_slabs(const PackedExperts& experts, int64_t tokens, int64_t top_k) {
 }
 
 /// A layer that takes this kernel for many tokens.
-const test::PrefillExperts& large_layer() {
-  static const test::PrefillExperts experts(test::spec_of(kBlocks, 8, 8, 7168, 256), kBlocks,
-                                            false);
-  return experts;
+test::PrefillExperts large_layer(const Operands& operands, int64_t width = 7168) {
+  return {test::spec_of(operands, 8, 8, width, 256), operands, false};
 }
-constexpr int64_t kLargeTokens = 2048;
+constexpr int64_t kLargeTokens = 3800;
 
-TEST(GpuSm90DownSum, LayersAgreeWithTheReference) {
-  const test::PrefillExperts& experts = large_layer();
+class GpuSm90DownSumOf : public ::testing::TestWithParam<Operands> {};
+INSTANTIATE_TEST_SUITE_P(Some, GpuSm90DownSumOf, ::testing::Values(kBlocks, kConverted),
+                         [](const auto& test) { return name_of(test.param); });
+
+TEST_P(GpuSm90DownSumOf, LayersAgreeWithTheReference) {
+  const test::PrefillExperts experts = large_layer(GetParam());
   test::expect_agreement(experts, {.tokens = kLargeTokens, .num_routed = 40}, "sm90_down_sum");
   test::expect_agreement(experts,
                          {.tokens = kLargeTokens,
@@ -305,26 +328,29 @@ TEST(GpuSm90DownSum, LayersAgreeWithTheReference) {
                          "sm90_down_sum");
 }
 
-/// A batch of kLargeTokens on the device.
+/// A batch on the device.
 struct LargeBatch {
-  const PackedExperts& experts = *large_layer().tuned;
-  int64_t top_k = large_layer().spec.top_k, width = large_layer().spec.hidden_size;
+  const PackedExperts& experts;
+  int64_t tokens, top_k, width;
   DeviceTensor hidden, ids, weights;
 
-  LargeBatch() {
+  explicit LargeBatch(const test::PrefillExperts& layer, int64_t num_tokens = kLargeTokens)
+      : experts(*layer.tuned),
+        tokens(num_tokens),
+        top_k(layer.spec.top_k),
+        width(layer.spec.hidden_size) {
     Random random(5);
-    hidden = DeviceTensor(Buffer::normal(random, DataType::kBf16, {kLargeTokens, width}));
-    ids = DeviceTensor(
-        test::random_topk_ids(random, kLargeTokens, top_k, large_layer().spec.num_experts));
-    weights = DeviceTensor(test::random_topk_weights(random, kLargeTokens, top_k));
+    hidden = DeviceTensor(Buffer::normal(random, DataType::kBf16, {tokens, width}));
+    ids = DeviceTensor(test::random_topk_ids(random, tokens, top_k, layer.spec.num_experts));
+    weights = DeviceTensor(test::random_topk_weights(random, tokens, top_k));
   }
-  /// `tokens` of them from `begin`.
-  void run(int64_t begin, int64_t tokens, const TensorView& output,
+  /// `count` of its tokens from `begin`.
+  void run(int64_t begin, int64_t count, const TensorView& output,
            const cuda::DeviceBuffer& workspace, Stream stream) const {
     const auto part = [&](const TensorView& view) {
       TensorView rows = view;
       rows.data = view.as<char>() + begin * view.stride(0) * element_bytes(view.type);
-      rows.shape[0] = tokens;
+      rows.shape[0] = count;
       return rows;
     };
     experts.run({.hidden_states = part(hidden.view()),
@@ -333,45 +359,57 @@ struct LargeBatch {
                  .output = output},
                 test::workspace_of(workspace), stream);
   }
-  DeviceTensor output(int64_t tokens) const {
-    return DeviceTensor(Buffer(DataType::kBf16, {tokens, width}));
+  DeviceTensor output(int64_t count) const {
+    return DeviceTensor(Buffer(DataType::kBf16, {count, width}));
   }
   cuda::DeviceBuffer workspace() const {
-    return test::device_workspace(experts.workspace_bytes(kLargeTokens, top_k));
+    return test::device_workspace(experts.workspace_bytes(tokens, top_k));
   }
 };
 
-/// A layer takes this kernel for a large batch and two for its parts: the bits are the same.
-TEST(GpuSm90DownSum, LayersTakeItForLargeBatches) {
-  const LargeBatch batch;
-  constexpr int64_t kPart = 512;
-  ASSERT_TRUE(sums_slabs(batch.experts, kLargeTokens, batch.top_k));
-  ASSERT_FALSE(sums_slabs(batch.experts, kPart, batch.top_k));
-  int64_t bytes = 0;
-  for (int64_t tokens = 1; tokens < 20000; tokens += 37) {
-    const int64_t more = batch.experts.workspace_bytes(tokens, batch.top_k);
-    EXPECT_GE(more, bytes) << tokens;  // a workspace serves fewer tokens too
-    bytes = more;
-  }
+/// The bits of a batch that takes this kernel are those of its parts, which take two.
+void expect_bits_of_parts(const LargeBatch& batch, int64_t part) {
+  ASSERT_TRUE(sums_slabs(batch.experts, batch.tokens, batch.top_k));
+  ASSERT_FALSE(sums_slabs(batch.experts, part, batch.top_k));
   const cuda::DeviceBuffer workspace = batch.workspace();
   const auto run = [&](int64_t begin, int64_t tokens) {
     const DeviceTensor output = batch.output(tokens);
     batch.run(begin, tokens, output, workspace, {});
     return output.fetch();
   };
-  const Buffer whole = run(0, kLargeTokens);
-  for (int64_t begin = 0; begin < kLargeTokens; begin += kPart) {
-    const Buffer want = run(begin, kPart);
+  const Buffer whole = run(0, batch.tokens);
+  for (int64_t begin = 0; begin < batch.tokens; begin += part) {
+    const int64_t count = std::min(part, batch.tokens - begin);
+    const Buffer want = run(begin, count);
     EXPECT_EQ(std::memcmp(want.as<char>(), whole.as<char>() + begin * batch.width * 2,
-                          static_cast<size_t>(kPart * batch.width * 2)),
+                          static_cast<size_t>(count * batch.width * 2)),
               0)
         << "tokens from " << begin;
   }
 }
 
+TEST_P(GpuSm90DownSumOf, LayersTakeItForLargeBatches) {
+  const test::PrefillExperts layer = large_layer(GetParam());
+  const LargeBatch batch(layer);
+  expect_bits_of_parts(batch, 512);
+  int64_t bytes = 0;
+  for (int64_t tokens = 1; tokens < 20000; tokens += 37) {
+    const int64_t more = batch.experts.workspace_bytes(tokens, batch.top_k);
+    EXPECT_GE(more, bytes) << tokens;  // a workspace serves fewer tokens too
+    bytes = more;
+  }
+}
+
+/// More rows than stay in shared memory: two chunks, each of which takes it.
+TEST(GpuSm90DownSum, LayersSplitBatchesThatDoNotFit) {
+  const test::PrefillExperts layer = large_layer(kBlocks, 1152);
+  expect_bits_of_parts(LargeBatch(layer, 23000), 6000);
+}
+
 /// CTAs wait for each other: launches of several streams must not keep each other's away.
 TEST(GpuSm90DownSum, StreamsShareTheGpu) {
-  const LargeBatch batch;
+  const test::PrefillExperts layer = large_layer(kBlocks);
+  const LargeBatch batch(layer);
   const DeviceTensor alone = batch.output(kLargeTokens);
   batch.run(0, kLargeTokens, alone, batch.workspace(), {});
   const Buffer want = alone.fetch();

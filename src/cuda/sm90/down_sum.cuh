@@ -7,120 +7,11 @@
 #include "cuda/combine.h"
 #include "cuda/launch.cuh"
 #include "cuda/slot_sum.cuh"
-#include "cuda/sm90/down_sum_kernels.h"
+#include "cuda/sm90/down_sum_convert.cuh"
 #include "cuda/sm90/global_counters.cuh"
 #include "cuda/sm90/grouped_gemm_epilogue.cuh"
 
 namespace switchyard::cuda::sm90 {
-
-template <MmaType kMmaType, Scaling kScalingKind>
-struct DownSumTraits {
-  static constexpr MmaType kMma = kMmaType;
-  static constexpr Scaling kScaling = kScalingKind;
-  static constexpr int kSumGroups = kDownSumTeamWarps / 4;
-  /// And one whose warps wait: for weights, for other CTAs.
-  static constexpr int kThreads = (kDownSumProductGroups + kSumGroups + 1) * 128;
-  static constexpr int kSums = kDownSumColumns / 2;
-  using Products = Wgmma<kMmaType, kDownSumColumns>;
-};
-
-inline constexpr int kDownSumBlock = kDownSumWaveRows * kDownSumBlockBytes;
-inline constexpr int kDownSumWaveBytes = kDownSumBlocks * kDownSumBlock;
-
-/// Where nothing else is to be done, and others shall issue.
-__device__ __forceinline__ void barrier_wait_idle(uint64_t* barrier, uint32_t parity) {
-  while (!barrier_try_wait(barrier, parity)) __nanosleep(32);
-}
-
-struct alignas(16) DownSumWave {
-  int32_t first_row, num_rows, expert;
-  int32_t buffers;  ///< of weights until those of the wave that its warpgroup takes next
-};
-struct alignas(16) DownSumRow {
-  float scale[kDownSumBlocks];
-  float weight;  ///< of the routing
-  float unused;
-};
-static_assert(sizeof(DownSumWave) == kDownSumWaveEntry && sizeof(DownSumRow) == kDownSumRowEntry);
-struct alignas(16) DownSumMargin {
-  float2 block_scale[kDownSumBlocks];  ///< of even and odd weight rows
-  float channel_scale[kDownSumColumns];
-  float bias[kDownSumColumns];
-};
-static_assert(sizeof(DownSumMargin) == kDownSumMarginBytes);
-
-/// Where slab s's barrier is, and which of its phases.
-struct DownSumPlace {
-  int slot;
-  uint32_t parity;
-  __device__ explicit DownSumPlace(int slab)
-      : slot(slab % kDownSumPlaces), parity(slab / kDownSumPlaces & 1) {}
-};
-
-/// A CTA's shared memory, and its part of the work.
-struct DownSumCta {
-  const DownSumParams& p;
-  uint8_t *rows, *weights;
-  DownSumMargin* margins;
-  DownSumRow* row_facts;
-  DownSumWave* waves;
-  int32_t* sources;
-  uint64_t* full;  ///< weights
-  uint64_t* empty;
-  uint64_t* writable;  ///< the slab's slot of the ring; this and the next ones by DownSumPlace
-  uint64_t* computed;  ///< by this CTA
-  uint64_t* ready;     ///< by all
-  uint64_t* summed;    ///< by this CTA
-  uint64_t* rows_full;
-  int32_t num_waves = 0;
-
-  __device__ DownSumCta(const DownSumParams& params, uint8_t* shared)
-      : p(params),
-        rows(shared),
-        weights(shared + params.shared.weights),
-        margins(reinterpret_cast<DownSumMargin*>(shared + params.shared.margins)),
-        row_facts(reinterpret_cast<DownSumRow*>(shared + params.shared.row_facts)),
-        waves(reinterpret_cast<DownSumWave*>(shared + params.shared.waves)),
-        sources(reinterpret_cast<int32_t*>(shared + params.shared.sources)),
-        full(reinterpret_cast<uint64_t*>(shared + params.shared.barriers)),
-        empty(full + kDownSumMostBuffers),
-        writable(empty + kDownSumMostBuffers),
-        computed(writable + kDownSumPlaces),
-        ready(computed + kDownSumPlaces),
-        summed(ready + kDownSumPlaces),
-        rows_full(summed + kDownSumPlaces) {}
-
-  __device__ void init_barriers(int num_tokens) const {
-    for (int i = 0; i < kDownSumMostBuffers; ++i) {
-      barrier_init(&full[i], 1);
-      barrier_init(&empty[i], 4 * kDownSumProductGroups);
-    }
-    for (int i = 0; i < kDownSumPlaces; ++i) {
-      barrier_init(&writable[i], 1);
-      barrier_init(&computed[i], 4 * kDownSumProductGroups);
-      barrier_init(&ready[i], 1);
-      barrier_init(&summed[i], down_sum_team_warps(num_tokens));
-    }
-    barrier_init(rows_full, 1);
-    fence_barrier_init();
-  }
-  __device__ int num_slabs() const { return p.gemm.num_weight_rows / kDownSumColumns; }
-  __device__ int num_rows() const { return num_waves * kDownSumWaveRows; }
-  /// Whether wave w has weights of its own: those of another expert than the wave before it.
-  __device__ bool begins_run(int w) const {
-    return w == 0 || waves[w].expert != waves[w - 1].expert;
-  }
-};
-
-/// A buffer of weights: they follow each other slab by slab, expert by expert.
-struct DownSumBuffer {
-  int slot = 0;
-  uint32_t parity = 0;
-  __device__ __forceinline__ void advance(int by, int num_buffers) {
-    slot += by;
-    if (slot >= num_buffers) slot -= num_buffers, parity ^= 1;
-  }
-};
 
 /// The CTA's waves: its share of all groups of 64 sorted rows that begin with a pair.
 template <class Traits>
@@ -134,6 +25,9 @@ __device__ void find_waves(DownSumCta& cta) {
   const auto used = [&](int group) {
     return is_pair(sorted.ids[group * kDownSumWaveRows], sorted.top_k);
   };
+  const auto expert_of = [&](int group) {
+    return sorted.experts[group * kDownSumWaveRows / sorted.block_rows];
+  };
   int count = 0;
   for (int group = first; group < last; ++group) count += used(group) ? 1 : 0;
   int before = count;  // in this warp, then everywhere
@@ -142,7 +36,11 @@ __device__ void find_waves(DownSumCta& cta) {
     const int below = __shfl_up_sync(~0u, before, step);
     if (thread % 32 >= step) before += below;
   }
-  auto* of_warp = reinterpret_cast<int32_t*>(cta.row_facts);  // not yet in use
+  // Row facts are not yet in use.
+  auto* of_warp = reinterpret_cast<int32_t*>(cta.row_facts);
+  uint32_t* first_waves = reinterpret_cast<uint32_t*>(of_warp) + Traits::kThreads / 32;
+  const int32_t most_waves = cta.p.most_waves * static_cast<int32_t>(gridDim.x);
+  for (int i = thread; i < most_waves / 32 + 2; i += Traits::kThreads) first_waves[i] = 0;
   if (thread % 32 == 31) of_warp[thread / 32] = before;
   __syncthreads();
   before -= count;
@@ -151,16 +49,32 @@ __device__ void find_waves(DownSumCta& cta) {
     if (warp < thread / 32) before += of_warp[warp];
     total += of_warp[warp];
   }
-  const DownSumShare share =
-      down_sum_share(total, static_cast<int32_t>(gridDim.x), static_cast<int32_t>(blockIdx.x));
-  cta.num_waves = share.size();
+  int wave = before;
   for (int group = first; group < last; ++group) {
     if (!used(group)) continue;
-    if (before >= share.begin && before < share.end) {
-      const int32_t row = group * kDownSumWaveRows;
-      cta.waves[before - share.begin] = {row, 0, sorted.experts[row / sorted.block_rows], 0};
+    if (group == 0 || expert_of(group) != expert_of(group - 1)) {
+      atomicOr(&first_waves[wave / 32], 1u << wave % 32);
     }
-    ++before;
+    ++wave;
+  }
+  __syncthreads();
+  if (thread == 0) {
+    const auto parts = static_cast<int32_t>(gridDim.x);
+    const DownSumWaves waves{first_waves, total,
+                             DownSumWaves::most_of(total, parts, cta.p.most_waves)};
+    *reinterpret_cast<DownSumShare*>(of_warp) =
+        waves.share(parts, static_cast<int32_t>(blockIdx.x));
+  }
+  __syncthreads();
+  const DownSumShare share = *reinterpret_cast<DownSumShare*>(of_warp);
+  cta.num_waves = share.size();
+  wave = before;
+  for (int group = first; group < last; ++group) {
+    if (!used(group)) continue;
+    if (wave >= share.begin && wave < share.end) {
+      cta.waves[wave - share.begin] = {group * kDownSumWaveRows, 0, expert_of(group), 0};
+    }
+    ++wave;
   }
   __syncthreads();
   if (thread < cta.num_waves) {
@@ -197,10 +111,11 @@ __device__ void load_share(const DownSumCta& cta, const DownSumShare& tokens) {
         facts.scale[k] = k < count ? scales[k * g.row_scale_step] : 0.0f;
       }
     }
+    if (cta.weighs_rows<Traits>()) facts.scale[0] *= facts.weight;
     const int count = __popc(__ballot_sync(~0u, used));
     if (thread % 32 == 0) atomicAdd(&wave.num_rows, count);
   }
-  const int32_t top_k = cta.p.sum.top_k, stride = align_up(top_k, kDownSumSlots);
+  const int32_t top_k = cta.p.sum.top_k, stride = align_up(top_k, kDownSumSourceSlots);
   for (int i = thread; i < tokens.size() * stride; i += Traits::kThreads) {
     const int32_t slot = i % stride;
     const int32_t row =
@@ -222,14 +137,9 @@ __device__ void load_slabs(const DownSumCta& cta, int lane) {
                      (g.bias == nullptr ? 0 : kColumnBytes);
   const uint64_t once = evict_first_policy();
   // Lane r knows the expert of run r, lanes 2 r and 2 r + 1 the scales of its two k blocks.
-  int num_runs = 0;
-  int32_t my_expert = 0, scaled_expert = 0;
-  for (int wave = 0; wave < cta.num_waves; ++wave) {
-    if (!cta.begins_run(wave)) continue;
-    if (num_runs == lane) my_expert = cta.waves[wave].expert;
-    if (num_runs == lane / kDownSumBlocks) scaled_expert = cta.waves[wave].expert;
-    ++num_runs;
-  }
+  const int num_runs = cta.num_runs();
+  const int32_t my_expert = cta.expert_of_run(lane);
+  const int32_t scaled_expert = cta.expert_of_run(lane / kDownSumBlocks);
   const int block = lane % kDownSumBlocks, tiles = ceil_div(g.num_weight_rows, 128);
   const bool scaled = Traits::kScaling == Scaling::kBlock && g.block_scales != nullptr &&
                       lane / kDownSumBlocks < num_runs && block < g.num_k_blocks;
@@ -276,16 +186,20 @@ __device__ void load_slabs(const DownSumCta& cta, int lane) {
   }
 }
 
-/// The products of one warpgroup, which takes every kDownSumProductGroups-th item: in two parts,
-/// which become sums where K is promoted. The order of sums is that of GroupedGemmConsumer: the
-/// bits are the same.
+/// The products of one warpgroup, which takes every kDownSumProductGroups-th item: in as many parts
+/// as become sums where K is promoted. The order of sums is that of GroupedGemmConsumer, or
+/// Fp4PrefillConsumer: the bits are the same.
 template <class Traits>
 struct DownSumProducts {
   using Mma = typename Traits::Products;
   using Accumulator = typename Mma::Accumulator;
-  /// Of 32 bytes of K eight; E4M3 sums without block scales are promoted after 192 columns.
+  /// Of 32 bytes of K eight; E4M3 sums without block scales are promoted after 192 columns, where
+  /// weights are converted after 512.
   static constexpr int kSplit =
-      Traits::kMma == MmaType::kE4m3 && Traits::kScaling != Scaling::kBlock ? 6 : 4;
+      Traits::kConverts                                                       ? 8
+      : Traits::kMma == MmaType::kE4m3 && Traits::kScaling != Scaling::kBlock ? 6
+                                                                              : 4;
+  using Parts = Accumulator[kSplit < 8 ? 2 : 1];
   using Sums = float[Traits::kSums];
 
   const DownSumCta& cta;
@@ -311,21 +225,23 @@ struct DownSumProducts {
     wgmma_commit();
     pin(d);
   }
-  __device__ __forceinline__ void start(Accumulator (&part)[2], int wave, int buffer) const {
+  __device__ __forceinline__ void start(Parts& part, int wave, int buffer) const {
     multiply<0, kSplit>(part[0], wave, buffer);
-    multiply<kSplit, 8>(part[1], wave, buffer);
+    if constexpr (kSplit < 8) multiply<kSplit, 8>(part[1], wave, buffer);
   }
-  __device__ __forceinline__ void finish(Accumulator (&part)[2]) const {
+  __device__ __forceinline__ void finish(Parts& part) const {
     wgmma_wait<0>();
-    pin(part[0]);
-    pin(part[1]);
+    for (Accumulator& d : part) pin(d);
   }
 
   /// `low`, `high`: this thread's row and the eighth after it.
-  __device__ __forceinline__ static void combine(const Accumulator (&part)[2],
-                                                 const DownSumRow& low, const DownSumRow& high,
+  __device__ __forceinline__ static void combine(const Parts& part, const DownSumRow& low,
+                                                 const DownSumRow& high,
                                                  const DownSumMargin& margin, Sums& sums) {
-    if constexpr (Traits::kScaling == Scaling::kBlock) {
+    if constexpr (Traits::kConverts) {  // rows' factors meet those of the columns first
+#pragma unroll
+      for (int i = 0; i < Traits::kSums; ++i) sums[i] = 0.0f + part[0][i];
+    } else if constexpr (Traits::kScaling == Scaling::kBlock) {
       const float4 by = *reinterpret_cast<const float4*>(margin.block_scale);
       const float first[4] = {low.scale[0] * by.x, low.scale[0] * by.y, high.scale[0] * by.x,
                               high.scale[0] * by.y};
@@ -357,22 +273,25 @@ struct DownSumProducts {
 template <class Traits>
 __device__ __forceinline__ void scale_columns(const GroupedGemmParams& p,
                                               const DownSumMargin& margin, int quad_lane,
+                                              const DownSumRow& low, const DownSumRow& high,
                                               float (&sums)[Traits::kSums]) {
   const auto by_columns = [&](const float* of_column, auto f) {
 #pragma unroll
     for (int j = 0; j < kDownSumColumns / 8; ++j) {
       const float2 v = *reinterpret_cast<const float2*>(of_column + 8 * j + 2 * quad_lane);
-#pragma unroll
-      for (int h = 0; h < 2; ++h) {
-        f(sums[4 * j + 2 * h], v.x);
-        f(sums[4 * j + 2 * h + 1], v.y);
-      }
+      f(sums[4 * j], v.x, low), f(sums[4 * j + 1], v.y, low);
+      f(sums[4 * j + 2], v.x, high), f(sums[4 * j + 3], v.y, high);
     }
   };
-  if (p.channel_scales != nullptr) {
-    by_columns(margin.channel_scale, [](float& sum, float v) { sum *= v; });
+  if constexpr (Traits::kConverts) {
+    by_columns(margin.channel_scale,
+               [](float& sum, float v, const DownSumRow& row) { sum *= row.scale[0] * v; });
+  } else if (p.channel_scales != nullptr) {
+    by_columns(margin.channel_scale, [](float& sum, float v, const DownSumRow&) { sum *= v; });
   }
-  if (p.bias != nullptr) by_columns(margin.bias, [](float& sum, float v) { sum += v; });
+  if (p.bias != nullptr) {
+    by_columns(margin.bias, [](float& sum, float v, const DownSumRow&) { sum += v; });
+  }
 }
 
 /// A wave's sums into the ring, 512 bytes of eight rows at a time. `slot`: this thread's place in
@@ -405,10 +324,11 @@ __device__ void multiply_slabs(const DownSumCta& cta, int warpgroup, int thread)
   const int row = thread / 32 * 16 + lane / 4;
   const int num_slabs = cta.num_slabs(), num_waves = cta.num_waves;
   const int num_buffers = cta.p.num_buffers, num_slots = cta.p.num_slots;
-  const bool has_columns = g.channel_scales != nullptr || g.bias != nullptr;
+  const bool has_columns = Traits::kConverts || g.channel_scales != nullptr || g.bias != nullptr;
+  const bool weighs = g.weight_after && !cta.template weighs_rows<Traits>();
   if (num_waves == 0) return;
   const Products products(cta);
-  typename Products::Accumulator part[2];
+  typename Products::Parts part;
   typename Products::Sums sums;
   barrier_wait(cta.rows_full, 0);
 
@@ -417,12 +337,11 @@ __device__ void multiply_slabs(const DownSumCta& cta, int warpgroup, int thread)
   DownSumPlace place(0);
   DownSumBuffer at;
   uint8_t* ring = cta.p.ring + thread / 32 * 2048 + lane * 16;
-  const auto release = [&](DownSumBuffer& buffer, int count) {
-#pragma unroll 1
-    for (; count > 0; --count) {
-      if (lane == 0) barrier_arrive(&cta.empty[buffer.slot]);
-      buffer.advance(1, num_buffers);
-    }
+  /// Gives a buffer back and waits for the one after it, if there is `more`.
+  const auto next_buffer = [&](bool more) {
+    if (lane == 0) barrier_arrive(&cta.empty[at.slot]);
+    at.advance(1, num_buffers);
+    if (more) barrier_wait(&cta.full[at.slot], at.parity);
   };
   /// To the next slab; this one has been written.
   const auto leave_slab = [&] {
@@ -434,6 +353,7 @@ __device__ void multiply_slabs(const DownSumCta& cta, int warpgroup, int thread)
       ring -= num_slots * cta.p.slot_bytes;
     }
   };
+  barrier_wait(&cta.full[at.slot], at.parity);
   // A group's first wave is the warpgroup-th.
   for (int skipped = 0; skipped < warpgroup; ++skipped) {
     if (++wave == num_waves) {
@@ -441,13 +361,8 @@ __device__ void multiply_slabs(const DownSumCta& cta, int warpgroup, int thread)
       leave_slab();
       if (slab == num_slabs) return;
     }
-    if (!cta.begins_run(wave)) continue;
-    DownSumBuffer next = at;
-    next.advance(1, num_buffers);
-    barrier_wait(&cta.full[next.slot], next.parity);
-    release(at, 1);
+    if (cta.begins_run(wave)) next_buffer(true);
   }
-  barrier_wait(&cta.full[at.slot], at.parity);
   products.start(part, wave, at.slot);
   products.finish(part);
   while (slab < num_slabs) {
@@ -456,18 +371,17 @@ __device__ void multiply_slabs(const DownSumCta& cta, int warpgroup, int thread)
     const DownSumRow low = row_facts[0], high = row_facts[8];
     const DownSumMargin& margin = cta.margins[at.slot];
     products.combine(part, low, high, margin, sums);
+    if (has_columns) scale_columns<Traits>(g, margin, lane % 4, low, high, sums);
+    __syncwarp();
     // The next item's products begin now: they run while this one's sums are stored. After the last
     // item they are made in vain, of what lies there.
-    DownSumBuffer next = at;
     int next_wave = wave + kDownSumProductGroups, left = 0;
     for (; next_wave >= num_waves; next_wave -= num_waves) ++left;
-    next.advance(facts.buffers, num_buffers);
-    if (slab + left < num_slabs) barrier_wait(&cta.full[next.slot], next.parity);
-    products.start(part, next_wave, next.slot);
-    if (has_columns) scale_columns<Traits>(g, margin, lane % 4, sums);
-    __syncwarp();
-    release(at, facts.buffers);
-    if (g.weight_after) products.by_rows(low.weight, high.weight, sums);
+    const bool more = slab + left < num_slabs;
+#pragma unroll 1
+    for (int n = facts.buffers; n > 0; n = more ? n - 1 : 0) next_buffer(more);
+    products.start(part, next_wave, at.slot);
+    if (weighs) products.by_rows(low.weight, high.weight, sums);
     barrier_wait(&cta.writable[place.slot], place.parity);
     store_products<Traits>(ring + facts.first_row * kDownSumRowBytes, facts.num_rows - row, sums);
     __syncwarp();
@@ -484,11 +398,12 @@ struct DownSumPieces {
   uint32_t used;  ///< a bit per slot
 
   /// `slot`: this thread's place in the ring's first row. `sources`: where rows lie, in 16 bytes;
-  /// < 0: none.
-  __device__ __forceinline__ void load(const uint4* slot, const int4* sources) {
+  /// < 0: none. `fours`: how many there are.
+  __device__ __forceinline__ void load(const uint4* slot, const int4* sources, int fours) {
     used = 0;
 #pragma unroll
     for (int i = 0; i < kDownSumSlots / 4; ++i) {
+      if (i >= fours) break;
       const int4 four = sources[i];
       const int32_t source[4] = {four.x, four.y, four.z, four.w};
 #pragma unroll
@@ -548,16 +463,16 @@ struct DownSumOutput {
 /// By kDownSumTeamWarps warps, a team of them per slab. `warp`: of those.
 __device__ inline void sum_slabs(const DownSumCta& cta, const DownSumShare& tokens, int warp,
                                  int lane) {
-  constexpr int kLanes = kDownSumRowBytes / 16, kTokens = 32 / kLanes, kFour = kDownSumSlots / 4;
+  constexpr int kLanes = kDownSumRowBytes / 16, kTokens = 32 / kLanes, kFours = kDownSumSlots / 4;
   const int team_warps = down_sum_team_warps(tokens.size());
   const int at_once = team_warps * kTokens, part = lane % kLanes;
   const int mine = warp % team_warps * kTokens + lane / kLanes;
-  const int groups = ceil_div(cta.p.sum.top_k, kDownSumSlots);
+  const int fours = ceil_div(cta.p.sum.top_k, kDownSumSourceSlots);  // of a token
   const DownSumOutput output{cta.p.sum, part};
   // Threads without a token do what the last one does, and do not store it.
   const auto sources = [&](int first) {
     const int i = min(first + mine, tokens.size() - 1);
-    return reinterpret_cast<const int4*>(cta.sources) + i * groups * kFour;
+    return reinterpret_cast<const int4*>(cta.sources) + i * fours;
   };
   for (int slab = warp / team_warps; slab < cta.num_slabs();
        slab += kDownSumTeamWarps / team_warps) {
@@ -568,7 +483,7 @@ __device__ inline void sum_slabs(const DownSumCta& cta, const DownSumShare& toke
         down_sum_place(0, part) / 16;
     barrier_wait_idle(&cta.ready[place.slot], place.parity);
     DownSumPieces pieces;
-    if (tokens.size() > 0) pieces.load(slot, sources(0));
+    if (tokens.size() > 0) pieces.load(slot, sources(0), fours);
 #pragma unroll 1
     for (int first = 0; first < tokens.size(); first += at_once) {
       const bool exists = first + mine < tokens.size();
@@ -576,13 +491,13 @@ __device__ inline void sum_slabs(const DownSumCta& cta, const DownSumShare& toke
       float sum[kVector];
       output.begin(exists, place_of, sum);
 #pragma unroll 1
-      for (int g = 1; g < groups; ++g) {
+      for (int four = kFours; four < fours; four += kFours) {
         pieces.add_to(sum);
-        pieces.load(slot, sources(first) + g * kFour);
+        pieces.load(slot, sources(first) + four, fours - four);
       }
       pieces.add_to(sum);
       // The next ones are on their way while these are stored.
-      if (first + at_once < tokens.size()) pieces.load(slot, sources(first + at_once));
+      if (first + at_once < tokens.size()) pieces.load(slot, sources(first + at_once), fours);
       output.store(exists, place_of, sum);
     }
     __syncwarp();
@@ -631,24 +546,29 @@ __global__ void __launch_bounds__(Traits::kThreads, 1)
   const DownSumShare tokens =
       down_sum_share(static_cast<int32_t>(p.sum.tokens.value()), static_cast<int32_t>(gridDim.x),
                      static_cast<int32_t>(blockIdx.x));
-  if (threadIdx.x == 0) cta.init_barriers(tokens.size());
+  if (threadIdx.x == 0) cta.init_barriers<Traits>(tokens.size());
   find_waves<Traits>(cta);
   load_share<Traits>(cta, tokens);
   __syncthreads();
   const int warpgroup = __shfl_sync(~0u, static_cast<int>(threadIdx.x) / 128, 0);
   const int thread = static_cast<int>(threadIdx.x) % 128;
   if (warpgroup < kDownSumProductGroups) {
-    take_registers<136>();
+    take_registers<Traits::kProductRegisters>();
     multiply_slabs<Traits>(cta, warpgroup, thread);
   } else if (warpgroup < kDownSumProductGroups + Traits::kSumGroups) {
-    give_registers<88>();
+    take_registers<Traits::kSumRegisters>();
     sum_slabs(cta, tokens, static_cast<int>(threadIdx.x) / 32 - kDownSumProductGroups * 4,
               thread % 32);
+  } else if (Traits::kConverts && warpgroup == kDownSumProductGroups + Traits::kSumGroups) {
+    give_registers<Traits::kConvertRegisters>();
+    if constexpr (Traits::kConverts) convert_slabs<Traits>(cta, thread);
   } else {
     give_registers<32>();
     const int lane = thread % 32;
     switch (__shfl_sync(~0u, thread / 32, 0)) {
-      case 0: return load_slabs<Traits>(cta, lane);
+      case 0:
+        if constexpr (!Traits::kConverts) load_slabs<Traits>(cta, lane);
+        return;
       case 1:
         if (lane == 0) announce_computed(cta);
         return;

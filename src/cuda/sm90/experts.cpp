@@ -33,10 +33,19 @@ constexpr int64_t kMinUnit = 32, kMaxUnit = 192;
 int32_t sort_unit(const GroupedGemmConfigs& configs, const DownSumPlan& slabs) {
   return slabs.fits ? configs.gate_up.block_m : configs.sort_unit();
 }
+/// Of gate_up alone, where slabs take the rows: of tiles that are whole waves.
+GroupedGemmConfig wave_config(const Fp4PrefillWork& gate_up, int num_sms) {
+  std::vector<GroupedGemmConfig> configs =
+      fp4_prefill_configs(gate_up.weights, gate_up.block_scales);
+  std::erase_if(configs, [](const auto& c) { return c.block_m % kDownSumWaveRows != 0; });
+  return *std::min_element(configs.begin(), configs.end(), [&](const auto& a, const auto& b) {
+    return fp4_prefill_us(a, gate_up, num_sms) < fp4_prefill_us(b, gate_up, num_sms);
+  });
+}
 /// The sums of INT8 products stay exact in s32.
 constexpr int64_t kMaxInt8Columns = (int64_t{1} << 31) / (128 * 128) - 1;
 
-int64_t chunk_tokens(int64_t max_tokens, int64_t top_k) {
+int64_t most_chunk_tokens(int64_t max_tokens, int64_t top_k) {
   return std::min(max_tokens, std::max<int64_t>(kChunkPairs / top_k, 1));
 }
 
@@ -145,18 +154,50 @@ LayerMatrix Sm90Experts::layer_matrix(const Sm90Matrices& m) const {
           .expert_bytes = static_cast<double>(w.expert_bytes)};
 }
 
-double Sm90Experts::prefill_us(int64_t num_tokens, int64_t top_k) const {
+double Sm90Experts::gemm_us(const Sm90Matrices& matrices, const GroupedGemmWork& work,
+                            const GroupedGemmConfig& config) const {
   const int num_sms = device_facts(device_).num_sms;
+  if (!in_fragment_order(matrices.rows)) return grouped_gemm_us(config, work, num_sms);
+  return std::max(prefill_read_us(work.experts, static_cast<double>(matrices.rows.expert_bytes)),
+                  fp4_prefill_us(config, fragment_work(matrices, work), num_sms));
+}
+
+double Sm90Experts::prefill_us(int64_t num_tokens, int64_t top_k) const {
   const GroupedGemmConfigs configs = select_configs(num_tokens, top_k);
   const LayerGemmWork work = work_of(num_tokens, top_k);
-  const auto us = [&](const Sm90Matrices& m, const GroupedGemmWork& w,
-                      const GroupedGemmConfig& config) {
-    if (!in_fragment_order(m.rows)) return grouped_gemm_us(config, w, num_sms);
-    return std::max(prefill_read_us(w.experts, static_cast<double>(m.rows.expert_bytes)),
-                    fp4_prefill_us(config, fragment_work(m, w), num_sms));
-  };
   return prefill_steps_us(activations_ != ActivationFormat::kNone) +
-         us(gate_up_, work.gate_up, configs.gate_up) + us(down_, work.down, configs.down);
+         gemm_us(gate_up_, work.gate_up, configs.gate_up) + gemm_us(down_, work.down, configs.down);
+}
+
+double Sm90Experts::chunk_us(int64_t num_tokens, int64_t top_k) const {
+  const GroupedGemmConfigs configs = select_configs(num_tokens, top_k);
+  const LayerGemmWork work = work_of(num_tokens, top_k);
+  const double us = prefill_steps_us(activations_ != ActivationFormat::kNone) +
+                    gemm_us(gate_up_, work.gate_up, configs.gate_up);
+  if (plan_slabs(num_tokens, top_k).fits) {
+    return us + down_sum_us(slab_batch(num_tokens, top_k), device_facts(device_).num_sms);
+  }
+  const auto combined = static_cast<double>(num_tokens * (top_k + 1) * spec_.expert_width() * 2);
+  return us + gemm_us(down_, work.down, configs.down) + combined / (kPrefillReadGbps * 1e3);
+}
+
+int64_t Sm90Experts::most_slab_tokens(int64_t top_k) const {
+  const int64_t most = kChunkPairs / top_k;
+  int64_t fits = ceil_div<int64_t>(min_slab_bytes(), top_k * spec_.expert_width() * 2);
+  if (!plan_slabs(fits, top_k).fits) return 0;
+  for (int64_t end = most + 1; end - fits > 1;) {
+    const int64_t middle = (fits + end) / 2;
+    (plan_slabs(middle, top_k).fits ? fits : end) = middle;
+  }
+  return fits;
+}
+
+int64_t Sm90Experts::chunk_tokens(int64_t num_tokens, int64_t top_k) const {
+  const int64_t most = most_chunk_tokens(num_tokens, top_k);
+  const int64_t slabs = most_slab_tokens(top_k);
+  if (slabs == 0 || most <= slabs) return most;
+  const int64_t parts = ceil_div(most, slabs), part = ceil_div(most, parts);
+  return static_cast<double>(parts) * chunk_us(part, top_k) < chunk_us(most, top_k) ? part : most;
 }
 
 void Sm90Experts::prepare(Sm90Matrices& matrices, const PackedMatrices& packed) const {
@@ -208,8 +249,11 @@ GroupedGemmConfigs Sm90Experts::select_configs(int64_t num_tokens, int64_t top_k
   const int num_sms = device_facts(device_).num_sms;
   const LayerGemmWork work = work_of(num_tokens, top_k);
   if (in_fragment_order(gate_up_.rows)) {
-    const GroupedGemmConfig config = select_fp4_prefill_config(
-        fragment_work(gate_up_, work.gate_up), fragment_work(down_, work.down), num_sms);
+    const Fp4PrefillWork gate_up = fragment_work(gate_up_, work.gate_up);
+    const GroupedGemmConfig config =
+        plan_slabs(num_tokens, top_k).fits
+            ? wave_config(gate_up, num_sms)
+            : select_fp4_prefill_config(gate_up, fragment_work(down_, work.down), num_sms);
     return {config, config};
   }
   return best_configs(configs_of(gate_up_.rows.rows.format, gate_up_.scaling), work, num_sms);
@@ -220,25 +264,34 @@ DownSumBatch Sm90Experts::slab_batch(int64_t num_tokens, int64_t top_k) const {
           .top_k = top_k,
           .experts = spec_.num_experts,
           .sorted_rows = sort_capacity(num_tokens, top_k, spec_.num_experts, kMaxUnit),
-          .row_bytes = int64_t{down_.rows.num_cols} * element_bits(down_.rows.rows.format) / 8,
+          .row_bytes = int64_t{down_.rows.num_cols} *
+                       element_bits(operand_format(activations_, down_.rows)) / 8,
           .columns = down_.rows.num_rows};
+}
+
+int64_t Sm90Experts::min_slab_bytes() const {
+  return in_fragment_order(down_.rows) ? kDownSumMinConvertedBytes : kDownSumMinOutputBytes;
 }
 
 DownSumPlan Sm90Experts::plan_slabs(int64_t num_tokens, int64_t top_k) const {
   // A single expert's rows are not sorted by pair, and there is no such kernel for other weights.
-  const bool has_kernel = !in_fragment_order(down_.rows) && down_.rows.rows.format != Format::kBf16;
+  const bool has_kernel = in_fragment_order(down_.rows)
+                              ? down_.rows.fragments.order == FragmentOrder::kFp8 &&
+                                    down_.rows.fragments.format == Format::kMxfp4 &&
+                                    activations_ != ActivationFormat::kFp8Block128
+                              : down_.rows.rows.format != Format::kBf16;
   if (spec_.num_experts == 1 || !has_kernel ||
-      num_tokens * top_k * spec_.expert_width() * 2 < kDownSumMinOutputBytes) {
+      num_tokens * top_k * spec_.expert_width() * 2 < min_slab_bytes()) {
     return {};
   }
   return plan_down_sum(slab_batch(num_tokens, top_k), device_facts(device_).num_sms);
 }
 
-Sm90Workspace Sm90Experts::layout(int64_t num_tokens, int64_t top_k) const {
+Sm90Workspace Sm90Experts::layout(int64_t chunk_tokens, int64_t top_k) const {
   const int64_t inner = spec_.intermediate_size;
   const int64_t width = spec_.expert_width();
   Sm90Workspace w;
-  w.chunk_tokens = chunk_tokens(num_tokens, top_k);
+  w.chunk_tokens = chunk_tokens;
   const int64_t pairs = w.chunk_tokens * top_k;
   w.slabs = plan_slabs(w.chunk_tokens, top_k);
   const bool one_height = w.slabs.fits || in_fragment_order(gate_up_.rows);
@@ -273,8 +326,8 @@ Sm90Workspace Sm90Experts::layout(int64_t num_tokens, int64_t top_k) const {
     }
   }
   w.hidden = carver.take(rows * inner * 2);
-  w.expert_output =
-      carver.take(w.slabs.fits ? down_sum_most_ring_bytes(spec_.num_experts) : pairs * width * 2);
+  w.expert_output = carver.take(w.slabs.fits ? down_sum_most_ring_bytes(pairs, spec_.num_experts)
+                                             : pairs * width * 2);
   w.bytes = carver.bytes();
   return w;
 }
@@ -282,11 +335,13 @@ Sm90Workspace Sm90Experts::layout(int64_t num_tokens, int64_t top_k) const {
 int64_t Sm90Experts::workspace_bytes(int64_t max_tokens, int64_t top_k) const {
   int64_t bytes = 0;
   if (has_prefill_) {
-    // Fewer tokens may need more: those that are not summed slab by slab.
+    // Fewer tokens may need more: those that are not summed slab by slab, or do not go through in
+    // parts so that they are.
+    const int64_t most = most_chunk_tokens(max_tokens, top_k);
     const int64_t output_bytes = std::max<int64_t>(top_k * spec_.expert_width() * 2, 1);
-    const int64_t most_whole = ceil_div(kDownSumMinOutputBytes, output_bytes) - 1;
-    bytes = std::max({layout(max_tokens, top_k).bytes,
-                      layout(std::min(max_tokens, most_whole), top_k).bytes,
+    const int64_t most_whole = ceil_div(min_slab_bytes(), output_bytes) - 1;
+    bytes = std::max({layout(most, top_k).bytes, layout(std::min(most, most_whole), top_k).bytes,
+                      layout(std::min(most, most_slab_tokens(top_k)), top_k).bytes,
                       stage_layout(max_tokens, top_k).bytes});
   }
   if (!decode_) return bytes;
@@ -538,7 +593,7 @@ void Sm90Experts::run(const RunExpertsArgs& args, Workspace workspace, Stream st
   const int64_t num_tokens = args.hidden_states.extent(0);
   const int64_t top_k = top_k_of(args.topk_ids);
   if (is_decode(num_tokens, top_k)) return decode_->run(args, workspace, stream);
-  const Sm90Workspace places = layout(num_tokens, top_k);
+  const Sm90Workspace places = layout(chunk_tokens(num_tokens, top_k), top_k);
   for (int64_t begin = 0; begin < num_tokens; begin += places.chunk_tokens) {
     const int64_t count = std::min(places.chunk_tokens, num_tokens - begin);
     const Batch batch = sort(args, begin, count, places, workspace, stream);

@@ -72,8 +72,8 @@ class Sm90Experts final : public TunedExperts {
     Workspace workspace;
     Stream stream;
   };
-  /// Of a batch of just so many tokens.
-  Sm90Workspace layout(int64_t num_tokens, int64_t top_k) const;
+  /// Of a batch in chunks of just so many tokens.
+  Sm90Workspace layout(int64_t chunk_tokens, int64_t top_k) const;
   /// Down and combine of a chunk in one kernel, or plan.fits = false.
   DownSumBatch slab_batch(int64_t num_tokens, int64_t top_k) const;
   DownSumPlan plan_slabs(int64_t num_tokens, int64_t top_k) const;
@@ -81,6 +81,8 @@ class Sm90Experts final : public TunedExperts {
   LayerGemmWork work_of(int64_t num_tokens, int64_t top_k) const;
   /// One of them, of weights in fragment order.
   Fp4PrefillWork fragment_work(const Sm90Matrices& matrices, const GroupedGemmWork& work) const;
+  /// Expert outputs of smaller batches are not summed in slabs.
+  int64_t min_slab_bytes() const;
   /// The cheapest ones.
   GroupedGemmConfigs select_configs(int64_t num_tokens, int64_t top_k) const;
   void prepare(Sm90Matrices& matrices, const PackedMatrices& packed) const;
@@ -90,6 +92,15 @@ class Sm90Experts final : public TunedExperts {
   LayerMatrix layer_matrix(const Sm90Matrices& matrices) const;
   /// Expected time, less what the decode kernels take around their GEMMs.
   double prefill_us(int64_t num_tokens, int64_t top_k) const;
+  double gemm_us(const Sm90Matrices& matrices, const GroupedGemmWork& work,
+                 const GroupedGemmConfig& config) const;
+
+  /// A batch goes through in chunks of so many tokens.
+  int64_t chunk_tokens(int64_t num_tokens, int64_t top_k) const;
+  /// Expected time of a chunk, its sums included.
+  double chunk_us(int64_t num_tokens, int64_t top_k) const;
+  /// Of the largest chunk that is summed in slabs, or 0.
+  int64_t most_slab_tokens(int64_t top_k) const;
 
   // The steps, in order.
   Batch sort(const RunExpertsArgs& args, int64_t begin, int64_t num_tokens,
