@@ -6,6 +6,7 @@
 #include "core/expert_sort.h"
 #include "core/scale_layout.h"
 #include "core/token_rows.h"
+#include "cuda/alpha_choice.h"
 #include "cuda/combine.h"
 #include "cuda/reachable.h"
 
@@ -88,6 +89,10 @@ ExpertsWorkspace CudaExperts::layout(int64_t max_tokens, int64_t top_k) const {
   const int64_t pairs = w.chunk_tokens * top_k;
   const int64_t rows = sort_capacity(w.chunk_tokens, top_k, spec_.num_experts, kGemmRows);
   WorkspaceCarver carver;
+  w.topk_ids = carver.take(max_tokens * top_k * 4);
+  w.topk_weights = carver.take(max_tokens * top_k * 4);
+  w.crowded = carver.take(max_tokens * 4);
+  w.tuned_begin = carver.bytes();
   w.sorted_ids = carver.take(rows * 4);
   w.sorted_weights = carver.take(rows * 4);
   w.sorted_expert_ids = carver.take(ceil_div<int64_t>(rows, kGemmRowsDecode) * 4);
@@ -112,8 +117,9 @@ ExpertsWorkspace CudaExperts::layout(int64_t max_tokens, int64_t top_k) const {
 }
 
 int64_t CudaExperts::workspace_bytes(int64_t max_tokens, int64_t top_k) const {
-  const int64_t generic = layout(max_tokens, top_k).bytes;
-  return tuned_ ? std::max(generic, tuned_->workspace_bytes(max_tokens, top_k)) : generic;
+  const ExpertsWorkspace generic = layout(max_tokens, top_k);
+  if (!tuned_) return generic.bytes;
+  return std::max(generic.bytes, generic.tuned_begin + tuned_->workspace_bytes(max_tokens, top_k));
 }
 
 StoredRows CudaExperts::stored_input(const Batch& batch, const TensorView& input, bool per_pair,
@@ -339,27 +345,60 @@ void CudaExperts::down(const ops::DownArgs& args, Workspace workspace, Stream st
   grouped_gemm(job, stream);
 }
 
-/// Exact activations whatever the spec's format: a token's rounding would differ by expert where
-/// channel scales do, and this form exists for few tokens, where weights are the traffic.
+void CudaExperts::run_chosen(const ops::DenseArgs& args, const ExpertsWorkspace& layout,
+                             Workspace workspace, Stream stream) const {
+  const int64_t num_tokens = args.hidden_states.extent(0);
+  const AlphaChoiceJob job{.alpha = args.alpha.as<const float>(),
+                           .num_tokens = num_tokens,
+                           .num_experts = static_cast<int32_t>(spec_.num_experts),
+                           .top_k = static_cast<int32_t>(spec_.top_k),
+                           .topk_ids = layout.topk_ids.in<int32_t>(workspace),
+                           .topk_weights = layout.topk_weights.in<float>(workspace),
+                           .crowded = layout.crowded.in<int32_t>(workspace)};
+  choose_by_alpha(job, stream);
+  const auto of_tokens = [&](void* data, DataType type) {
+    return TensorView::contiguous(data, type, {num_tokens, spec_.top_k});
+  };
+  tuned_->run({.hidden_states = args.hidden_states,
+               .topk_ids = of_tokens(job.topk_ids, DataType::kI32),
+               .topk_weights = of_tokens(job.topk_weights, DataType::kF32),
+               .output = args.output},
+              {static_cast<std::byte*>(workspace.data) + layout.tuned_begin,
+               workspace.bytes - layout.tuned_begin},
+              stream);
+}
+
+/// Alphas are mostly 0 where they come from a router, and then a layer's kernels take the tokens:
+/// each reads an expert that any token uses once, too. The generic kernels take a token with more
+/// than top_k experts, with exact activations whatever the spec's format, because rounding would
+/// differ by expert where channel scales do.
 void CudaExperts::dense(const ops::DenseArgs& args, Workspace workspace, Stream stream) const {
   const DeviceScope scope(device_);
   require_reachable("hidden_states", args.hidden_states);
   require_reachable("output", args.output);
   require_reachable("workspace", TensorView{.data = workspace.data});
   const int64_t num_tokens = args.hidden_states.extent(0);
+  if (num_tokens == 0) return;
   const ExpertsWorkspace places = layout(num_tokens, spec_.top_k);
+  const int64_t experts = spec_.num_experts;
+  const bool on_input = spec_.weight_position == WeightPosition::kInput;
+  const bool chosen = tuned_ && on_16_bytes(args.hidden_states) && on_16_bytes(args.output) &&
+                      tuned_->why_unsupported(args.hidden_states.type, args.output.type) == nullptr;
+  if (chosen) run_chosen(args, places, workspace, stream);
+  if (chosen && spec_.top_k >= experts) return;  // nobody has more
   for (int64_t begin = 0; begin < num_tokens; begin += kDenseTokens) {
     const int64_t count = std::min<int64_t>(kDenseTokens, num_tokens - begin);
-    const int64_t experts = spec_.num_experts;
     GemmRowMap map{.num_experts = static_cast<int32_t>(experts),
                    .alpha = args.alpha.as<const float>() + begin * experts,
                    .alpha_stride = experts};
+    if (chosen) map.wanted = places.crowded.in<const int32_t>(workspace) + begin;
     map.tokens.limit = count;
     void* hidden = places.hidden.in(workspace);
     grouped_gemm({.map = map,
                   .input = plain_rows(rows_of(args.hidden_states, begin, count)),
                   .weights = gate_up_.rows(),
                   .activation = &spec_.activation,
+                  .weight_before_bias = on_input,
                   .output = hidden},
                  stream);
     const TensorView output = rows_of(args.output, begin, count);
@@ -368,6 +407,7 @@ void CudaExperts::dense(const ops::DenseArgs& args, Workspace workspace, Stream 
                       hidden, DataType::kF32, {experts * count, spec_.intermediate_size})),
                   .input_per_pair = true,
                   .weights = down_.rows(),
+                  .weight_before_bias = on_input,
                   .sum_over_experts = true,
                   .output = output.data,
                   .output_type = output.type},

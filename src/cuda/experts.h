@@ -16,6 +16,8 @@ namespace switchyard::cuda {
 /// Where the intermediates of a call lie. A batch goes through in chunks of at most chunk_tokens.
 struct ExpertsWorkspace {
   int64_t chunk_tokens = 0;
+  WorkspaceRegion topk_ids, topk_weights, crowded;  // of dense, and where what tuned kernels take
+  int64_t tuned_begin = 0;                          // may begin
   WorkspaceRegion sorted_ids, sorted_weights, sorted_expert_ids, num_valid_ids, sort_scratch;
   WorkspaceRegion input_codes, input_scales;  // of quantised activations
   WorkspaceRegion hidden;                     // [rows, I] f32
@@ -63,6 +65,9 @@ class CudaExperts final : public PackedExperts {
   StoredRows stored_input(const Batch& batch, const TensorView& input, bool per_pair,
                           const PackedMatrices& weights, WorkspaceRegion codes,
                           WorkspaceRegion scales, bool& input_per_pair) const;
+  /// Dense for the tokens with at most top_k experts: like a layer, from lists of them.
+  void run_chosen(const ops::DenseArgs& args, const ExpertsWorkspace& layout, Workspace workspace,
+                  Stream stream) const;
   bool rounds_activations() const { return activations_ != ActivationFormat::kNone; }
 
   LayerSpec spec_;

@@ -1,6 +1,8 @@
 // The generic grouped GEMM: shared-memory tiles of decoded f32, fused multiply-adds in column
 // order. The fallback for what has no tuned kernel and the second opinion in tests; never fast.
 
+#include <algorithm>
+
 #include "core/activation.h"
 #include "core/expert_sort.h"
 #include "cuda/decode.cuh"
@@ -66,6 +68,17 @@ __device__ BlockWork sorted_rows(const GemmParams& p, Tiles<kBlockM>& tiles) {
   return {map.sorted_expert_ids[block], __syncthreads_or(used) != 0};
 }
 
+__device__ bool is_wanted(const GemmRowMap& map, int64_t token) {
+  return token < map.tokens.value() && (map.wanted == nullptr || map.wanted[token] != 0);
+}
+
+/// Whether a tile of tokens has anything to do.
+template <int kBlockM>
+__device__ bool any_wanted(const GemmRowMap& map) {
+  const int64_t first = static_cast<int64_t>(blockIdx.x) * kBlockM;
+  return __syncthreads_or(is_wanted(map, first + threadIdx.x % kBlockM)) != 0;
+}
+
 /// Fills the row tables of one tile of tokens that meet `expert`.
 template <int kBlockM>
 __device__ BlockWork token_rows(const GemmParams& p, int32_t expert, Tiles<kBlockM>& tiles) {
@@ -75,14 +88,14 @@ __device__ BlockWork token_rows(const GemmParams& p, int32_t expert, Tiles<kBloc
   if (i < kBlockM) {
     tiles.input_row[i] = -1;
     const int64_t token = static_cast<int64_t>(blockIdx.x) * kBlockM + i;
-    if (token < map.tokens.value()) {
+    if (is_wanted(map, token)) {
       const float alpha =
           map.alpha == nullptr ? 1.0f : map.alpha[token * map.alpha_stride + expert];
       used = alpha != 0.0f;
       const auto own = static_cast<int32_t>(expert * map.tokens.limit + token);
       if (used) tiles.input_row[i] = p.job.input_per_pair ? own : static_cast<int32_t>(token);
       tiles.output_row[i] = p.job.sum_over_experts ? static_cast<int32_t>(token) : own;
-      tiles.row_weight[i] = p.job.sum_over_experts         ? alpha
+      tiles.row_weight[i] = map.alpha != nullptr           ? alpha
                             : map.token_weights != nullptr ? map.token_weights[token]
                                                            : 1.0f;
     }
@@ -250,14 +263,22 @@ template <int kBlockM>
 __global__ void __launch_bounds__(kThreads)
     grouped_gemm_kernel(const __grid_constant__ GemmParams p) {
   __shared__ Tiles<kBlockM> tiles;
-  const BlockWork work = p.job.map.sorted_ids != nullptr
-                             ? sorted_rows(p, tiles)
-                             : token_rows(p, static_cast<int32_t>(blockIdx.z), tiles);
-  if (!work.any) return;
+  const GemmRowMap& map = p.job.map;
+  const bool sorted = map.sorted_ids != nullptr;
+  const int32_t num_experts = sorted ? 1 : map.num_experts;
   const int32_t n0 = static_cast<int32_t>(blockIdx.y) * kBlockN;
-  Accumulators<kBlockM / kSide> sums;
-  multiply(p, tiles, work.expert, n0, sums);
-  finish(p, tiles, work.expert, n0, sums);
+  wait_for_previous_kernel();
+  if (!sorted && !any_wanted<kBlockM>(map)) return;
+  for (auto e = static_cast<int32_t>(blockIdx.z); e < num_experts;
+       e += static_cast<int32_t>(gridDim.z)) {
+    const BlockWork work = sorted ? sorted_rows(p, tiles) : token_rows(p, e, tiles);
+    if (work.any) {
+      Accumulators<kBlockM / kSide> sums;
+      multiply(p, tiles, work.expert, n0, sums);
+      finish(p, tiles, work.expert, n0, sums);
+    }
+    __syncthreads();  // the tables are read no more
+  }
 }
 
 /// Dense: one block walks all experts and keeps the weighted sum.
@@ -268,6 +289,8 @@ __global__ void __launch_bounds__(kThreads)
   const int first = static_cast<int>(threadIdx.x) / kSide * kThreadM;
   const int32_t n0 = static_cast<int32_t>(blockIdx.y) * kBlockN;
   const int32_t column = n0 + static_cast<int>(threadIdx.x) % kSide * kThreadN;
+  wait_for_previous_kernel();
+  if (!any_wanted<kGemmRows>(p.job.map)) return;
   Accumulators<kThreadM> total{};
   for (int32_t expert = 0; expert < p.job.map.num_experts; ++expert) {
     __syncthreads();
@@ -280,14 +303,15 @@ __global__ void __launch_bounds__(kThreads)
 #pragma unroll
       for (int n = 0; n < kThreadN; ++n) {
         const float value = sums[m][n] + load_bias(p, expert, column + n);
-        total[m][n] = fmaf(tiles.row_weight[first + m], value, total[m][n]);
+        const float weight = p.job.weight_before_bias ? 1.0f : tiles.row_weight[first + m];
+        total[m][n] = fmaf(weight, value, total[m][n]);
       }
     }
   }
 #pragma unroll
   for (int m = 0; m < kThreadM; ++m) {
     const int64_t token = static_cast<int64_t>(blockIdx.x) * kGemmRows + first + m;
-    if (token >= p.job.map.tokens.value()) continue;
+    if (!is_wanted(p.job.map, token)) continue;
 #pragma unroll
     for (int n = 0; n < kThreadN; ++n) {
       if (column + n < p.output_columns) write(p, token, column + n, total[m][n]);
@@ -314,13 +338,18 @@ void grouped_gemm(const GemmJob& job, Stream stream) {
   if (tiles == 0) return;
   LaunchShape shape{.grid = dim3(static_cast<unsigned>(tiles),
                                  static_cast<unsigned>(ceil_div(job.weights.num_rows, kBlockN)), 1),
-                    .block = kThreads};
+                    .block = kThreads,
+                    .overlap_previous = can_overlap()};
   const auto cuda_stream = static_cast<cudaStream_t>(stream.handle);
   if (job.sum_over_experts) {
     shape.grid.x = static_cast<unsigned>(ceil_div<int64_t>(map.tokens.limit, kGemmRows));
     return launch(dense_down_kernel, shape, cuda_stream, p);
   }
-  if (!sorted) shape.grid.z = static_cast<unsigned>(map.num_experts);
+  if (!sorted) {
+    // Mostly nobody is wanted, and then blocks are what it takes: 11520 of gpt-oss-120b 10 us.
+    const unsigned most = map.wanted == nullptr ? ~0u : 1024 / (shape.grid.x * shape.grid.y) + 1;
+    shape.grid.z = std::min(static_cast<unsigned>(map.num_experts), most);
+  }
   launch(small ? grouped_gemm_kernel<kGemmRowsDecode> : grouped_gemm_kernel<kGemmRows>, shape,
          cuda_stream, p);
 }

@@ -31,6 +31,8 @@ struct GemmRowMap {
   /// Unsorted rows: [T][alpha_stride], 0 = this token does not meet this expert.
   const float* alpha = nullptr;
   int64_t alpha_stride = 0;
+  /// With alpha: [T], 0 = leave this token alone, its output too. Null: all are wanted.
+  const int32_t* wanted = nullptr;
 };
 
 struct GemmJob {
@@ -42,10 +44,11 @@ struct GemmJob {
   WeightRows weights{};
   const ActivationSpec* activation = nullptr;  ///< null: none
   bool sigmoid = false;
-  bool weight_before_bias = false;  ///< routing weight multiplies the input (Llama-4)
-  bool sum_over_experts = false;    ///< dense: output[t] = sum over e of alpha[t, e] * product
-  const float* addend = nullptr;    ///< [rows][columns] or null
-  void* output = nullptr;           ///< row as input_per_pair = true would count it
+  /// Routing weight multiplies gate_up's input (Llama-4); dense: not the sum's terms then.
+  bool weight_before_bias = false;
+  bool sum_over_experts = false;  ///< dense: output[t] = sum over e of alpha[t, e] * product
+  const float* addend = nullptr;  ///< [rows][columns] or null
+  void* output = nullptr;         ///< row as input_per_pair = true would count it
   DataType output_type = DataType::kF32;
 };
 void grouped_gemm(const GemmJob& job, Stream stream);

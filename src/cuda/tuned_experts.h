@@ -2,6 +2,7 @@
 // Kernels made for one kind of GPU: where a layer has them, its experts run through them, and the
 // generic kernels take what they leave.
 
+#include <cstdint>
 #include <memory>
 
 #include "backend.h"
@@ -9,6 +10,11 @@
 #include "cuda/pack_weights.h"
 
 namespace switchyard::cuda {
+
+/// Tuned kernels move rows in pieces of 16 bytes.
+inline bool on_16_bytes(const TensorView& view) {
+  return reinterpret_cast<uintptr_t>(view.data) % 16 == 0;
+}
 
 /// gate_up or down alone, on lists that the caller sorted (ops::GateUpArgs, ops::DownArgs).
 struct StageJob {

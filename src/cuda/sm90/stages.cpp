@@ -2,7 +2,6 @@
 // blocks of whatever height the caller chose.
 
 #include <algorithm>
-#include <cstdint>
 
 #include "core/expert_sort.h"
 #include "cuda/check.h"
@@ -11,14 +10,6 @@
 #include "cuda/sm90/operand_rows.h"
 
 namespace switchyard::cuda::sm90 {
-namespace {
-
-/// Kernels move rows in pieces of 16 bytes.
-bool on_16_bytes(const TensorView& view) {
-  return reinterpret_cast<uintptr_t>(view.data) % 16 == 0;
-}
-
-}  // namespace
 
 bool Sm90Experts::run_stage(const StageJob& job, Workspace workspace, Stream stream) const {
   if (why_unsupported(job.input.type, job.output.type) != nullptr) return false;
