@@ -311,7 +311,7 @@ def gpu_stages():
     record, origin = gpu_record("stages.json")
     if record is None:
         return origin
-    lines = [[row["source"], row["stage"], f"mxfp4 x {row['activations']}", row["tokens"], row["unit_size"], f"{row['us']:.1f}",
+    lines = [[row["source"], row["stage"], f"{row['weights']} x {row['activations']}", row["tokens"], row["unit_size"], f"{row['us']:.1f}",
               f"{row['read_us']:.1f}", f"{100 * row['read_us'] / row['us']:.0f} %", f"{row['flops'] / row['us'] * 1e-6:.0f}",
               row.get("published_us", "")] for row in record["results"]]
     return f"{origin}\n\n" + table_of(["source", "stage", "operands", "T", "blocks of", "us", "read", "share", "TFLOP/s", "published"], lines)
