@@ -160,7 +160,7 @@ struct DownArgs {
   int64_t top_k = 0;
   TensorView output{};  ///< out [T, K, H] f32, bf16 or f16; rows of skipped pairs are not written
 };
-/// MoE as dense GEMM: every expert that any token uses runs over all tokens, scaled by alpha.
+/// MoE as dense GEMM: sum of alpha times expert; on Hopper fast for up to top_k experts a token.
 struct DenseArgs {
   TensorView hidden_states{};  ///< [T, H]
   TensorView alpha{};          ///< [T, E] f32; 0 = not routed
