@@ -9,7 +9,9 @@ namespace switchyard::cuda {
 struct CombineJob {
   const void* expert_output = nullptr;  ///< [T, K, H]
   DataType input_type = DataType::kF32;
-  const int32_t* topk_ids = nullptr;     ///< [T, K] or null
+  /// Nobody reads expert_output after this sum.
+  bool last_reader = false;
+  const int32_t* topk_ids = nullptr;  ///< [T, K] or null
   /// The ids were there before the previous kernel in the stream let this one start.
   bool ids_ready = false;
   const int32_t* expert_mask = nullptr;  ///< [E] or null

@@ -364,6 +364,28 @@ TEST(Sm90Decode, ModelSizes) {
   }
 }
 
+TEST(Sm90Decode, ExpertOutputsThatTheSumThrewAwayAreWrittenAgain) {
+  // Large enough to be thrown away (cuda/combine.cu).
+  const LayerSpec spec = spec_of(kOperands[1], 4, 4, 7168, 256);
+  const Subject subject(spec, options_of(kOperands[1]));
+  const DecodeExperts experts = subject.experts();
+  constexpr int64_t kTokens = 100;
+  const cuda::DeviceBuffer workspace =
+      test::device_workspace(experts.workspace_bytes(kTokens, spec.top_k));
+  for (const Routing routing : {Routing::kUniform, Routing::kSomeSkipped, Routing::kAllTheSame}) {
+    const Call call = make_call(spec, kTokens, routing);
+    const Buffer want = run(experts, spec, call, 0, kTokens, DataType::kF32);
+    const DeviceTensor hidden(call.hidden), ids(call.ids), weights(call.weights);
+    const DeviceTensor output(Buffer(DataType::kF32, {kTokens, spec.hidden_size}));
+    for (int i = 0; i < 3; ++i) {
+      experts.run(
+          {.hidden_states = hidden, .topk_ids = ids, .topk_weights = weights, .output = output},
+          test::workspace_of(workspace), {});
+    }
+    EXPECT_TRUE(same_bits(output.fetch(), want)) << static_cast<int>(routing);
+  }
+}
+
 TEST(Sm90Decode, FragmentsAtModelSizesAgainstTheGenericKernels) {
   struct Shape {
     int64_t experts, top_k, hidden, inner;

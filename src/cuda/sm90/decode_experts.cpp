@@ -500,6 +500,7 @@ void DecodeExperts::run_batch(const Batch& batch) const {
   multiply(down_, second, stream);
   if (direct) return;
   combine({.expert_output = second.output,
+           .last_reader = true,
            .topk_ids = args.topk_ids.as<const int32_t>(),
            .ids_ready = true,
            .num_experts = static_cast<int32_t>(spec_.num_experts),
