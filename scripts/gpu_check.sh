@@ -68,9 +68,9 @@ record
 
 part='GpuSort.DeviceSide*:GpuSort.OutputsMay*:GpuSort.FewTokens*:GpuSort.Lopsided*:GpuRoute.Ties*:GpuRoute.Groups:GpuRouteSort.Ties*'
 part+=':GpuQuantize.Gathered*:GpuActivateQuantize.*:GpuCombine.*:GpuExperts.EveryActivation*:GpuExperts.Dense'
-part+=':GpuLayer.GraphReplays*'
+part+=':GpuLayer.GraphReplays*:GpuDense.*'
 matrix='Sm90Decode.OneExpertForAll:All/Sm90DecodeFormat.LopsidedRouting/*:GpuSm90Gemm.LopsidedBatches:GpuSm90Fp4Prefill.LopsidedBatches'
-matrix+=':All/GpuSm90Fp4PrefillOf.EveryOperandKind/*:GpuLinear.TokensCountedOnTheDevice'
+matrix+=':All/GpuSm90Fp4PrefillOf.EveryOperandKind/*:GpuLinear.TokensCountedOnTheDevice:All/GpuDenseOf.AgreesWithTheReference/*'
 if [ $sanitize = 1 ]; then
   for tool in memcheck racecheck initcheck; do
     case $tool in
