@@ -157,6 +157,11 @@ struct Avx512 {
             _mm512_sub_epi16(_mm512_srli_epi16(bytes, 8), offset)};
   }
 
+  /// Every byte less kValue.
+  template <int kValue>
+  SWITCHYARD_INLINE I less_each(I bytes) {
+    return _mm512_sub_epi8(bytes, _mm512_set1_epi8(static_cast<char>(kValue)));
+  }
   SWITCHYARD_INLINE I multiply_add_words(I a, I b) { return _mm512_madd_epi16(a, b); }
   SWITCHYARD_INLINE I multiply_add_bytes(I a, I b) { return _mm512_maddubs_epi16(a, b); }
   SWITCHYARD_INLINE I add_words(I a, I b) { return _mm512_add_epi16(a, b); }

@@ -1,6 +1,6 @@
 #pragma once
-// AVX-512 BF16 with AMX int8 tiles: 16 rows x 16 outputs x 32 columns per instruction. Compiled and
-// emulated in tests, but never run: no machine at hand has it.
+// AVX-512 BF16 with AMX int8 tiles: 16 rows x 16 outputs x 32 columns per instruction. Run and
+// tested on one Emerald Rapids; emulated in tests elsewhere.
 
 #include "core/weight_layout.h"
 #include "cpu/isa_avx512_bf16.h"
@@ -18,13 +18,15 @@ struct AmxTiles {
   };
   static_assert(sizeof(Config) == 64);
 
-  SWITCHYARD_INLINE void configure() {
-    const Config config;
+  /// For `rows` rows of activations, at most 16.
+  SWITCHYARD_INLINE void configure(int rows) {
+    Config config;
+    config.rows[0] = config.rows[1] = config.rows[2] = static_cast<uint8_t>(rows);
+    asm volatile("" : : "m"(config));  // g++ 12 thinks that 8 bytes are read
     _tile_loadconfig(&config);
   }
   SWITCHYARD_INLINE void release() { _tile_release(); }
-  /// sums[half][row][output] of one block of weights in the layout of kInt8: unsigned bytes times
-  /// signed ones, exactly.
+  /// sums[half][row][output] of one block of weights in the layout of kInt8, but signed, exactly.
   SWITCHYARD_INLINE void multiply(const uint8_t* block, const int8_t* rows, int64_t row_bytes,
                                   int32_t (*sums)[16][16]) {
     constexpr int kUnitBytes = kPanelRows * 4;
@@ -32,9 +34,9 @@ struct AmxTiles {
     _tile_zero(1);
     _tile_loadd(2, rows, row_bytes);
     _tile_loadd(3, block, kUnitBytes);
+    _tile_dpbssd(0, 2, 3);
     _tile_loadd(4, block + 64, kUnitBytes);
-    _tile_dpbsud(0, 2, 3);
-    _tile_dpbsud(1, 2, 4);
+    _tile_dpbssd(1, 2, 4);
     _tile_stored(0, sums[0], 64);
     _tile_stored(1, sums[1], 64);
   }

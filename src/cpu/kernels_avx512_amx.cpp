@@ -9,6 +9,7 @@ const Kernels& kernels_avx512_amx() {
   static const Kernels kernels = [] {
     Kernels table = kTable<Avx512Amx>;
     table.bf16_dot = kernels_avx512_bf16().bf16_dot;
+    table.bf16_rows = kernels_avx512_bf16().bf16_rows;
     return table;
   }();
   return kernels;
@@ -24,14 +25,14 @@ bool amx_tiles_are_exact() {
   for (auto& row : rows) {
     for (int8_t& value : row) value = static_cast<int8_t>(random());
   }
-  AmxTiles::configure();
+  AmxTiles::configure(16);
   AmxTiles::multiply(block, rows[0], kBlockCols, sums);
   AmxTiles::release();
   for (int output = 0; output < kPanelRows; ++output) {
     for (int row = 0; row < 16; ++row) {
       int32_t sum = 0;
       for (int c = 0; c < kBlockCols; ++c) {
-        sum += block[(c / 4 * kPanelRows + output) * 4 + c % 4] * rows[row][c];
+        sum += static_cast<int8_t>(block[(c / 4 * kPanelRows + output) * 4 + c % 4]) * rows[row][c];
       }
       if (sums[output / 16][row][output % 16] != sum) return false;
     }

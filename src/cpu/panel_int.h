@@ -202,8 +202,9 @@ static void widen_weights(const Slab& slab, uint8_t* out) {
   }
 }
 
-/// 4-bit blocks to the bytes that IntBlock would load, in the layout of kInt8.
-template <class Isa, PanelValues kValues>
+/// Blocks to the bytes that IntBlock would load, in the layout of kInt8; less `excess`, which makes
+/// them signed.
+template <class Isa, PanelValues kValues, int kExcess = 0>
 static void decode_bytes(const Slab& slab, uint8_t* out) {
   using Block = IntBlock<Isa, kValues, IntBytes::kNarrow>;
   for (int b = 0; b < slab.num_blocks; ++b) {
@@ -215,7 +216,9 @@ static void decode_bytes(const Slab& slab, uint8_t* out) {
 #pragma GCC unroll 4
       for (int v = 0; v < kPanelRows / Isa::kLanes; ++v) {
         uint8_t* to = out + (unit_address<Isa, PanelValues::kInt8>(block, v, quad) - block);
-        Isa::store_int(to, Block::bytes(block, v, quad));
+        auto bytes = Block::bytes(block, v, quad);
+        if constexpr (kExcess != 0) bytes = Isa::template less_each<kExcess>(bytes);
+        Isa::store_int(to, bytes);
       }
     }
     out += kPanelRows * kBlockCols;
@@ -266,56 +269,99 @@ constexpr int kMaxDirectTiles = 3;
 /// reads anew (AVX2, 64 rows: 160 Gop/s; 32 blocks 151).
 constexpr int kWordBlocks = 8;
 
-/// From so many rows on a tile register is filled well enough. A guess: AMX was never timed.
+/// From so many rows on a tile register is filled well enough.
 constexpr int kMinTileRegisterRows = 8;
+/// Blocks at a time: their weights (8 KiB) and sums (16 KiB) stay in L1 between the tile registers
+/// and the scales.
+constexpr int kTileSumBlocks = 8;
+constexpr int kTileRegisterRows = 16;
 
-/// int_rows by tile registers: 16 rows times a block give exact int32 sums, so the bits are the
-/// same.
-template <class Isa, IntScales kScales, bool kZeros>
-static void tile_register_rows(const MultiplyJob& job, const Slab& slab, bool fresh) {
-  using Tiles = typename Isa::Tiles;
-  constexpr int kRows = 16;
-  constexpr int kRowBytes = kSlabBlocks * kBlockCols;
-  alignas(64) int8_t values[kRows][kRowBytes] = {};
-  alignas(64) int32_t sums[kPanelRows / Isa::kLanes][kRows][Isa::kLanes];
-  Tiles::configure();
-  for (int begin = 0; begin < job.num_rows; begin += kRows) {
-    const int count = job.num_rows - begin < kRows ? job.num_rows - begin : kRows;
-    const uint8_t* rows[kRows];
-    for (int r = 0; r < count; ++r) {
-      rows[r] = row_at(job, begin + r);
-      __builtin_memcpy(values[r], rows[r] + int64_t{slab.first_block} * kBlockCols,
-                       static_cast<size_t>(slab.num_blocks) * kBlockCols);
+/// acc += sum * scales for kRows rows of the sums that tile registers left: int_tile's second half.
+template <class Isa, IntScales kScales, bool kZeros, int kRows>
+[[gnu::noinline]] static void scale_tile_sums(
+    const Slab& slab,
+    const int32_t (*sums)[kPanelRows / Isa::kLanes][kTileRegisterRows][Isa::kLanes], int first_row,
+    const IntRowPointers* rows, bool fresh, float* const* out) {
+  using F = typename Isa::F;
+  constexpr int kVecs = kPanelRows / Isa::kLanes;
+  constexpr bool kAtEnd = kScales == IntScales::kOutputs;
+  F acc[kRows][kVecs], scales[kVecs];
+#pragma GCC unroll 16
+  for (int r = 0; r < kRows; ++r) {
+    for (int v = 0; v < kVecs; ++v) {
+      acc[r][v] = fresh ? Isa::zero() : Isa::load(out[r] + v * Isa::kLanes);
     }
-    for (int b = 0; b < slab.num_blocks; ++b) {
-      Tiles::multiply(slab.values + b * slab.block_bytes, values[0] + b * kBlockCols, kRowBytes,
-                      sums);
-      const int block = slab.first_block + b;
-      for (int r = 0; r < count; ++r) {
-        const auto* scales =
-            reinterpret_cast<const float*>(rows[r] + job.row_layout->scales_offset);
-        const auto* corrections =
-            reinterpret_cast<const int32_t*>(rows[r] + job.row_layout->corrections_offset);
-        const auto row_scale = Isa::set(scales[block]);
-        for (int v = 0; v < kPanelRows / Isa::kLanes; ++v) {
-          auto correction = Isa::set_int(corrections[block]);
-          if (kZeros) {
-            const int32_t* zeros = slab.zeros + b * kPanelRows + v * Isa::kLanes;
-            correction = Isa::times_zeros(Isa::load_int(zeros), correction);
-          }
-          const auto scale = slab_scale<Isa>(slab, b, v);
-          const auto sum = Isa::add_int(Isa::load_int(sums[v][r]), correction);
-          float* out = job.out + int64_t{begin + r} * kPanelRows + v * Isa::kLanes;
-          constexpr bool kAtEnd = kScales == IntScales::kOutputs;
-          const auto product = kAtEnd ? Isa::to_float(sum) : Isa::mul(Isa::to_float(sum), scale);
-          auto acc = fresh && b == 0 ? Isa::zero() : Isa::load(out);
-          acc = Isa::fma(product, row_scale, acc);
-          Isa::store(out, kAtEnd && block + 1 == slab.end_block ? Isa::mul(acc, scale) : acc);
+  }
+  for (int b = 0; b < slab.num_blocks; ++b) {
+    for (int v = 0; v < kVecs; ++v) scales[v] = slab_scale<Isa>(slab, b, v);
+#pragma GCC unroll 16
+    for (int r = 0; r < kRows; ++r) {
+      const F row_scale = Isa::set(rows[r].scales[b]);
+#pragma GCC unroll 4
+      for (int v = 0; v < kVecs; ++v) {
+        auto sum = Isa::load_int(sums[b][v][first_row + r]);
+        if constexpr (kZeros) {
+          const auto zeros = Isa::load_int(slab.zeros + b * kPanelRows + v * Isa::kLanes);
+          sum = Isa::add_int(sum, Isa::times_zeros(zeros, Isa::set_int(rows[r].corrections[b])));
         }
+        const F product = kAtEnd ? Isa::to_float(sum) : Isa::mul(Isa::to_float(sum), scales[v]);
+        acc[r][v] = Isa::fma(product, row_scale, acc[r][v]);
       }
     }
   }
-  Tiles::release();
+  const bool last = kAtEnd && slab.first_block + slab.num_blocks == slab.end_block;
+#pragma GCC unroll 16
+  for (int r = 0; r < kRows; ++r) {
+    for (int v = 0; v < kVecs; ++v) {
+      Isa::store(out[r] + v * Isa::kLanes, last ? Isa::mul(acc[r][v], scales[v]) : acc[r][v]);
+    }
+  }
+}
+
+/// int_rows by tile registers, for up to kTileSumBlocks decoded blocks: 16 rows times a block of
+/// signed bytes give exact int32 sums, so the bits are the same.
+template <class Isa, IntScales kScales, bool kZeros>
+static void tile_register_rows(const MultiplyJob& job, const Slab& slab, bool fresh) {
+  constexpr int kScaledRows = 8;  // 16 sums of 32 registers
+  constexpr int kVecs = kPanelRows / Isa::kLanes;
+  const RowLayout& layout = *job.row_layout;
+  alignas(64) int8_t gathered[kTileRegisterRows][kTileSumBlocks * kBlockCols];
+  alignas(64) int32_t sums[kTileSumBlocks][kVecs][kTileRegisterRows][Isa::kLanes];
+  for (int begin = 0, count; begin < job.num_rows; begin += count) {
+    count = tile_rows(job.num_rows - begin, kTileRegisterRows);
+    IntRowPointers rows[kTileRegisterRows];
+    float* out[kTileRegisterRows];
+    for (int r = 0; r < count; ++r) {
+      const uint8_t* row = row_at(job, begin + r);
+      const int64_t block = slab.first_block;
+      rows[r].values = reinterpret_cast<const int8_t*>(row) + block * kBlockCols;
+      rows[r].scales = reinterpret_cast<const float*>(row + layout.scales_offset) + block;
+      rows[r].corrections =
+          reinterpret_cast<const int32_t*>(row + layout.corrections_offset) + block;
+      out[r] = job.out + int64_t{begin + r} * kPanelRows;
+    }
+    const int8_t* values = rows[0].values;
+    int64_t stride = layout.row_bytes;
+    if (job.row_index != nullptr) {
+      values = gathered[0];
+      stride = sizeof(gathered[0]);
+      for (int r = 0; r < count; ++r) {
+        __builtin_memcpy(gathered[r], rows[r].values,
+                         static_cast<size_t>(slab.num_blocks) * kBlockCols);
+      }
+    }
+    for (int b = 0; b < slab.num_blocks; ++b) {
+      Isa::Tiles::multiply(slab.values + b * slab.block_bytes, values + b * kBlockCols, stride,
+                           sums[b]);
+    }
+    for (int r = 0, n; r < count; r += n) {
+      n = tile_rows(count - r, kScaledRows);
+      with_count<kScaledRows>(n, [&](auto at_once) {
+        scale_tile_sums<Isa, kScales, kZeros, decltype(at_once)::value>(slab, sums, r, rows + r,
+                                                                        fresh, out + r);
+      });
+    }
+  }
 }
 
 template <class Isa, PanelValues kValues, IntScales kScales, bool kZeros>
@@ -328,11 +374,15 @@ static void int_slab(const MultiplyJob& job, Slab slab, bool fresh) {
   constexpr bool kDecodes = Isa::kWordCorrections;
   if constexpr (Isa::kHasTiles && kScales != IntScales::kHalfBlocks) {
     if (job.num_rows >= kMinTileRegisterRows) {
-      if constexpr (!kInt8) {
-        decode_bytes<Isa, kValues>(slab, job.scratch->decoded);
-        slab.take_decoded(job.scratch->decoded, PanelValues::kInt8);
+      constexpr int kExcess = kZeros ? 0 : kInt8 ? 128 : kValues == PanelValues::kFp4 ? 12 : 8;
+      Isa::Tiles::configure(tile_rows(job.num_rows, kTileRegisterRows));
+      for (int first = 0; first < slab.num_blocks; first += kTileSumBlocks) {
+        Slab part = blocks_of(slab, first, kTileSumBlocks);
+        decode_bytes<Isa, kValues, kExcess>(part, job.scratch->decoded);
+        part.take_decoded(job.scratch->decoded, PanelValues::kInt8);
+        tile_register_rows<Isa, kScales, kZeros>(job, part, fresh && first == 0);
       }
-      return tile_register_rows<Isa, kScales, kZeros>(job, slab, fresh);
+      return Isa::Tiles::release();
     }
   }
   if (!kDecodes || job.num_rows <= kDirectTiles * Isa::kTileRowsInt) {
@@ -396,7 +446,9 @@ static void int_values(const MultiplyJob& job, const Slab& slab, bool fresh) {
     case kFp4:
       if (slab.half_scales) return int_slab<Isa, kFp4, kHalfBlocks, false>(job, slab, fresh);
       if constexpr (!Isa::kWordCorrections) {
-        if (job.num_rows >= kMinPowerRows && expand_offsets<Isa>(slab, job.scratch->scales)) {
+        if (job.num_rows >= kMinPowerRows &&
+            !(Isa::kHasTiles && job.num_rows >= kMinTileRegisterRows) &&
+            expand_offsets<Isa>(slab, job.scratch->scales)) {
           return int_slab<Isa, kFp4, kPowers, false>(job, slab, fresh);
         }
       }

@@ -7,7 +7,7 @@ namespace switchyard::cpu {
 namespace {
 
 struct EmulatedTiles {
-  static void configure() {}
+  static void configure(int) {}
   static void release() {}
   static void multiply(const uint8_t* block, const int8_t* rows, int64_t row_bytes,
                        int32_t (*sums)[16][16]) {
@@ -15,7 +15,8 @@ struct EmulatedTiles {
       for (int row = 0; row < 16; ++row) {
         int32_t sum = 0;
         for (int c = 0; c < kBlockCols; ++c) {
-          sum += block[(c / 4 * kPanelRows + output) * 4 + c % 4] * rows[row * row_bytes + c];
+          const auto weight = static_cast<int8_t>(block[(c / 4 * kPanelRows + output) * 4 + c % 4]);
+          sum += weight * rows[row * row_bytes + c];
         }
         sums[output / 16][row][output % 16] = sum;
       }
