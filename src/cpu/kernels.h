@@ -126,6 +126,9 @@ inline constexpr int kPeakChains = 12;
 /// delivers, so that software prefetches only disturb it.
 bool hardware_reads_ahead();
 
+/// Whether VDPBF16PS does its two products faster than two FMAs.
+bool pairs_outrun_fmas();
+
 const Kernels& kernels_avx2();
 const Kernels& kernels_avx2_vnni();
 const Kernels& kernels_avx512();

@@ -23,13 +23,6 @@ float bf16_dot(int64_t iterations) {
   return result[0];
 }
 
-constexpr Kernels with_bf16_dot() {
-  Kernels kernels = kTable<Avx512Bf16>;
-  kernels.bf16_dot = &bf16_dot;
-  return kernels;
-}
-constexpr Kernels kKernels = with_bf16_dot();
-
 /// 16 dwords of random bits.
 __m512i random_bits(uint32_t& state) {
   alignas(64) uint32_t words[16];
@@ -39,7 +32,15 @@ __m512i random_bits(uint32_t& state) {
 
 }  // namespace
 
-const Kernels& kernels_avx512_bf16() { return kKernels; }
+const Kernels& kernels_avx512_bf16() {
+  static const Kernels kernels = [] {
+    Kernels table = kTable<Avx512Bf16>;
+    table.bf16_dot = &bf16_dot;
+    table.bf16_rows = pairs_outrun_fmas();
+    return table;
+  }();
+  return kernels;
+}
 
 bool bf16_dots_are_two_fmas() {
   using Isa = Avx512Bf16;
