@@ -194,6 +194,30 @@ SWITCHYARD_HOST_DEVICE constexpr int32_t decode_shared_place(const DecodeSchedul
   return (run.block * s.num_strips + run.strip) * s.num_chunks - s.begin(first);
 }
 
+/// CTAs that share a strip where the rows of a single token are summed: the choices are divided
+/// among their lanes, whose results meet in the shared memory of the first. 0: too many strips.
+SWITCHYARD_HOST_DEVICE constexpr int32_t decode_sum_ctas(int32_t num_rows, int32_t num_ctas) {
+  const int32_t strips = ceil_div(num_rows, kDecodeRows);
+  return strips * 2 <= num_ctas ? 2 : strips <= num_ctas ? 1 : 0;
+}
+/// The units of a lane of theirs: whole strips of choices, which are blocks.
+SWITCHYARD_HOST_DEVICE constexpr DecodeStart decode_sum_start(int32_t cta, int32_t lane,
+                                                              int32_t sum_ctas, int32_t choices,
+                                                              int32_t num_chunks) {
+  const auto lanes = static_cast<uint32_t>(sum_ctas * decode_lanes(1));
+  const int32_t strip = sum_ctas == 1 ? cta : cta / 2;
+  const auto at = static_cast<uint32_t>((cta - strip * sum_ctas) * decode_lanes(1) + lane);
+  const auto all = static_cast<uint32_t>(choices);
+  const auto first = static_cast<int32_t>(at * all / lanes);
+  const auto end = static_cast<int32_t>((at + 1) * all / lanes);
+  return {.left = (end - first) * num_chunks, .block = first, .strip = strip};
+}
+/// Bytes of the results of all choices for one strip, and of the barrier before them.
+inline constexpr int32_t kDecodeSumBarrierBytes = 16;
+SWITCHYARD_HOST_DEVICE constexpr int32_t decode_sum_bytes(int32_t choices) {
+  return choices * decode_shared_sum_bytes(1);
+}
+
 /// Where the owners of a cut strip leave their sums: the first one its sum so far (as chunk 0),
 /// the others every chunk by itself. No lane is the first owner of two cuts.
 SWITCHYARD_HOST_DEVICE constexpr int64_t decode_partial_slot(int32_t num_chunks,
@@ -242,7 +266,8 @@ struct DecodeSteps {
 /// One lane's walk over the stages of its ring, as producer and consumer both take it.
 struct DecodeWalk {
   DecodeSteps steps{};
-  int32_t num_strips = 0, num_chunks = 0;
+  int32_t first_strip = 0, num_strips = 0;  ///< of each block
+  int32_t num_chunks = 0;
   int32_t left = 0;  ///< units
   int32_t block = 0, strip = 0, chunk = 0, step = 0;
   int32_t slot = 0, num_slots = 1;
@@ -258,6 +283,12 @@ struct DecodeWalk {
         strip(start.strip),
         chunk(start.chunk),
         num_slots(slots) {}
+  /// The same strip of one block after the other.
+  SWITCHYARD_HOST_DEVICE constexpr DecodeWalk(const DecodeStart& start, const DecodeSteps& k,
+                                              int32_t chunks, int32_t slots)
+      : DecodeWalk(start, k, start.strip + 1, chunks, slots) {
+    first_strip = start.strip;
+  }
   /// What the lane computes of the current strip, from the current chunk on. No division: the
   /// kernels ask once per strip.
   SWITCHYARD_HOST_DEVICE constexpr DecodeRun run() const {
@@ -289,7 +320,7 @@ struct DecodeWalk {
     if (chunk < num_chunks) return;
     chunk = 0;
     if (++strip < num_strips) return;
-    strip = 0;
+    strip = first_strip;
     ++block;
   }
 };

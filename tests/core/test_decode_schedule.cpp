@@ -61,6 +61,37 @@ std::vector<DecodeRun> runs_of(const DecodeSchedule& s, int32_t lane) {
   return runs;
 }
 
+/// Where a single token's rows are summed: every strip of every choice once, whole, by lanes of
+/// the CTAs that share it.
+TEST(DecodeSchedule, SumsHaveEveryStripOfEveryChoiceOnce) {
+  constexpr int32_t kLanes = decode_lanes(1), kCtas = 132;
+  for (const int32_t num_rows : {16, 64, 2880, 4224, 7168, 8448, 8512}) {
+    const int32_t sum_ctas = decode_sum_ctas(num_rows, kCtas);
+    const int32_t strips = ceil_div(num_rows, kDecodeRows);
+    ASSERT_EQ(sum_ctas, strips <= kCtas / 2 ? 2 : strips <= kCtas ? 1 : 0);
+    for (const int32_t choices : {1, 4, 5, 8, 9, 32}) {
+      for (const int32_t chunks : {1, 6}) {
+        std::set<std::pair<int32_t, int32_t>> seen;  // strip, choice
+        for (int32_t cta = 0; cta < strips * sum_ctas; ++cta) {
+          for (int32_t lane = 0; lane < kLanes; ++lane) {
+            const DecodeStart start = decode_sum_start(cta, lane, sum_ctas, choices, chunks);
+            ASSERT_LE(start.left, ceil_div(choices, sum_ctas * kLanes) * chunks);
+            for (DecodeWalk walk(start, {chunks, 1}, chunks, 1); !walk.done();) {
+              const DecodeRun run = walk.run();
+              ASSERT_TRUE(run.whole);
+              ASSERT_EQ(run.strip, cta / sum_ctas);
+              ASSERT_LT(run.block, choices);
+              ASSERT_TRUE(seen.emplace(run.strip, run.block).second);
+              for (int32_t c = 0; c < chunks; ++c) walk.advance();
+            }
+          }
+        }
+        ASSERT_EQ(std::ssize(seen), strips * sum_ctas > 0 ? strips * choices : 0);
+      }
+    }
+  }
+}
+
 TEST(DecodeSchedule, EveryUnitOnceInEqualShares) {
   for (const DecodeSchedule& s : schedules()) {
     SCOPED_TRACE(name(s));

@@ -296,6 +296,50 @@ TEST_P(Sm90DecodeFormat, ClustersCutStripsOfFewTokens) {
   }
 }
 
+/// A single token that its layer routes has a block per choice, known before the choice is, and
+/// `down` sums its rows: in strips of two CTAs, of one, or, on a grid too small for that, not.
+TEST_P(Sm90DecodeFormat, SingleRoutedTokenHasTheBitsOfItsChoice) {
+  for (const auto& [hidden, inner] : {std::pair{2128, 192}, {1296, 528}, {336, 256}}) {
+    constexpr int64_t kExperts = 9, kTopK = 5;
+    const LayerSpec spec = spec_of(operands, kExperts, kTopK, hidden, inner);
+    const Subject subject(spec, options_of(operands, true));
+    Random random(5);
+    const DeviceTensor logits(Buffer::normal(random, DataType::kF32, {1, kExperts}));
+    const Buffer addend = Buffer::normal(random, DataType::kF32, {1, hidden});
+    const DeviceTensor extra(addend);
+    Call call = make_call(spec, 1, Routing::kUniform);
+    const DeviceTensor token(call.hidden);
+    const auto strips = static_cast<int>(ceil_div<int64_t>(hidden, kDecodeRows));
+    for (const int ctas : {0, 2 * strips, 2 * strips - 1, strips, strips - 1}) {
+      const DecodeExperts experts = subject.experts(ctas);
+      const cuda::DeviceBuffer workspace =
+          test::device_workspace(experts.workspace_bytes(1, kTopK));
+      for (const bool adds : {false, true}) {
+        const DataType type = adds ? DataType::kBf16 : DataType::kF32;
+        SCOPED_TRACE(test::describe(spec, 1) + ", CTAs " + std::to_string(ctas));
+        const DeviceTensor ids(Buffer(DataType::kI32, {1, kTopK}));
+        const DeviceTensor weights(Buffer(DataType::kF32, {1, kTopK}));
+        const DeviceTensor output(Buffer(type, {1, hidden}));
+        const RouteRequest request{.spec = spec.routing,
+                                   .args = {.router_logits = logits.view(),
+                                            .topk_ids = ids.view(),
+                                            .topk_weights = weights.view()}};
+        experts.run({.hidden_states = token,
+                     .topk_ids = ids,
+                     .topk_weights = weights,
+                     .addend = adds ? extra.view() : TensorView{},
+                     .output = output,
+                     .route = &request},
+                    test::workspace_of(workspace), {});
+        call.ids = ids.fetch();
+        call.weights = weights.fetch();
+        EXPECT_TRUE(same_bits(output.fetch(),
+                              run(experts, spec, call, 0, 1, type, adds ? &addend : nullptr)));
+      }
+    }
+  }
+}
+
 TEST(Sm90Decode, RoundedRowsHaveTheBitsOfTheDefinition) {
   struct Case {
     Format format;

@@ -19,6 +19,13 @@ struct RowMaxima {
   Format format = Format::kFp8E4m3;
 };
 
+/// The sum of a single token's rows in order of its choices.
+struct RowSum {
+  void* output = nullptr;  ///< [columns], or null: no sum
+  DataType output_type = DataType::kF32;
+  const float* addend = nullptr;  ///< [columns], comes first; or null
+};
+
 struct DecodeArgs {
   // Sorted rows (ops::SortArgs); a block of unit_size of them is one tile.
   const int32_t* sorted_ids = nullptr;
@@ -29,6 +36,8 @@ struct DecodeArgs {
   int32_t top_k = 1;
   int32_t num_tokens = 0;   ///< rows of the sentinel have this token
   int32_t expert_rows = 0;  ///< an expert has at most; 0: unknown
+  /// Block k is the k-th choice of the only token, which is known before the lists are there.
+  bool single_token = false;
   /// The lists were ready before the previous kernel in the stream let this one start, so weights
   /// may stream while that one still runs.
   bool lists_ready = false;
@@ -56,6 +65,7 @@ struct DecodeArgs {
   void* output = nullptr;  ///< [pairs][output_columns]
   DataType output_type = DataType::kF32;
   int32_t output_columns = 0;
+  RowSum sum{};  ///< in the place of the output
 
   // The output (f32 then) as the next GEMM's tokens, which rounds them while it reads.
   RowMaxima maxima{};

@@ -31,13 +31,17 @@ template <class Operand>
 class Consumer {
  public:
   /// member: of the lane's team. It has the row blocks team * strip + member.
-  __device__ Consumer(const DecodeParams<Operand>& p, const LaneMemory& memory, int member)
+  __device__ Consumer(const DecodeParams<Operand>& p, const LaneMemory& memory,
+                      const DecodeWalk& walk, int member)
       : p_(p),
         a_(p.args),
         memory_(memory),
         member_(member),
         thread_(threadIdx.x % kWarpgroup),
-        walk_(walk_of(p, memory)) {
+        walk_(walk) {}
+
+  /// Before run() and run_short(): reads the lists alone.
+  __device__ void begin() {
     if (!walk_.done()) read_rows(walk_.block);
   }
 
@@ -89,6 +93,43 @@ class Consumer {
     }
   }
 
+  /// A single token's blocks, whose results are summed in order: DecodeForm::kSum. Nothing about
+  /// its rows has to be read but their factors.
+  template <int kN>
+  __device__ void run_sum(int lane) {
+    auto* sums = reinterpret_cast<float*>(memory_.sums + kDecodeSumBarrierBytes);
+    const bool adds = lane == 0 && blockIdx.x % static_cast<uint32_t>(p_.sum_ctas) == 0;
+    const int32_t column = walk_.strip * kDecodeRows + static_cast<int32_t>(thread_);
+    const bool has_column = adds && thread_ < kDecodeRows && column < a_.output_columns;
+    float result = 0.0f;
+    if (has_column && a_.sum.addend != nullptr) result = a_.sum.addend[column];
+    TokenFactors next = walk_.done() ? TokenFactors{} : token_factors(walk_.block);
+    while (!walk_.done()) {
+      const int32_t block = walk_.block;
+      const TokenFactors row = next;
+      if (walk_.left > p_.num_chunks) next = token_factors(block + 1);
+      Sum<kN> total{};
+      for (int32_t chunk = 0; chunk < p_.num_chunks; ++chunk) {
+        Sum<kN> sum;
+        multiply_chunk<kN>(chunk, sum);
+#pragma unroll
+        for (int i = 0; i < kN / 2; ++i) total[i] += sum[i];
+      }
+      if (first_token() == 0) {
+        float v[2];
+        row_values(factors(), row.scale, row.weight, total[0], total[2], v);
+        give_values(sums + (block * kSumThreads + static_cast<int32_t>(thread_ / 4)) * 4, v);
+      }
+      walk_.pass(p_.num_chunks);
+      if (++factors_at_ == p_.shared.factor_strips) factors_at_ = 0;
+    }
+    if (!wait_for_values(adds) || !has_column) return;
+    const float* from = sums + sum_at(static_cast<int32_t>(thread_));
+#pragma unroll 4
+    for (int32_t k = 0; k < a_.top_k; ++k) result += from[k * kSumThreads * 4];
+    store_one(a_.sum.output, a_.sum.output_type, column, result);
+  }
+
  private:
   template <int kN>
   using Sum = Word<Operand>[kN / 2];
@@ -128,15 +169,28 @@ class Consumer {
   __device__ void read_scales() const {
     if (!Operand::kBlockScales && static_cast<int32_t>(thread_) < num_rows_) {
       DecodeRow& row = memory_.table[thread_];
-      if (a_.token_maxima.bits != nullptr) {
-        row.scale = block_scale({.format = a_.token_maxima.format},
-                                __ldcg(a_.token_maxima.bits + row.input))
-                        .stored;
-      } else if (a_.token_scales != nullptr) {
-        row.scale = a_.token_scales[row.input * a_.token_scale_groups];
-      }
+      row.scale = token_scale(row.input);
     }
     meet();
+  }
+
+  struct TokenFactors {
+    float scale = 1.0f, weight = 1.0f;
+  };
+  /// Of a single token's block.
+  __device__ TokenFactors token_factors(int32_t block) const {
+    TokenFactors f;
+    if (a_.sorted_weights != nullptr) f.weight = a_.sorted_weights[block * a_.unit_size];
+    if constexpr (!Operand::kBlockScales) f.scale = token_scale(a_.tokens_per_pair ? block : 0);
+    return f;
+  }
+  /// Of an input row.
+  __device__ float token_scale(int32_t input) const {
+    if (a_.token_maxima.bits != nullptr) {
+      return block_scale({.format = a_.token_maxima.format}, __ldcg(a_.token_maxima.bits + input))
+          .stored;
+    }
+    return a_.token_scales == nullptr ? 1.0f : a_.token_scales[input * a_.token_scale_groups];
   }
 
   /// Of the thread's two rows in a row block: the first, and how far away the other is.
@@ -177,13 +231,18 @@ class Consumer {
                    .weight = row.weight};
     }
   }
+  __device__ static void row_values(const RowFactors& f, float scale, float weight,
+                                    Word<Operand> first, Word<Operand> second, float (&v)[2]) {
+    v[0] = static_cast<float>(first), v[1] = static_cast<float>(second);
+#pragma unroll
+    for (int r = 0; r < 2; ++r) v[r] = (v[r] * (f.scale[r] * scale) + f.bias[r]) * weight;
+  }
   /// A thread's two rows for one token.
   __device__ static void store_rows(char* output, const RowFactors& f, float scale, float weight,
                                     Word<Operand> first, Word<Operand> second) {
     auto* to = reinterpret_cast<float*>(output);
-    float v[2] = {static_cast<float>(first), static_cast<float>(second)};
-#pragma unroll
-    for (int r = 0; r < 2; ++r) v[r] = (v[r] * (f.scale[r] * scale) + f.bias[r]) * weight;
+    float v[2];
+    row_values(f, scale, weight, first, second, v);
     if (Operand::kRowPairs) {
       *reinterpret_cast<float2*>(to) = float2{v[0], v[1]};
     } else {
@@ -334,6 +393,34 @@ class Consumer {
 #pragma unroll
       for (int j = 0; j < 4; ++j) total[j] += sum[j];
     }
+  }
+
+  // ---- strips of a single token, whose choices are summed by the first lane of their CTAs
+  // A thread of four has the token's results: 16 bytes, of which it has two words.
+  static constexpr int kSumThreads = kDecodeRows / 2;
+  __device__ static int32_t sum_at(int32_t row) {
+    return Operand::kRowPairs ? row / 2 * 4 + row % 2 : (row / 16 * 8 + row % 8) * 4 + row % 16 / 8;
+  }
+  __device__ void give_values(float* to, const float (&v)[2]) const {
+    const uint4 words{__float_as_uint(v[0]), __float_as_uint(v[1]), 0, 0};
+    if (p_.sum_ctas == 1) {
+      *reinterpret_cast<uint4*>(to) = words;
+    } else {
+      cluster_store4(shared_address_in(to, 0), words, shared_address_in(memory_.sums, 0));
+    }
+  }
+  /// For who adds them; false for the others.
+  __device__ bool wait_for_values(bool adds) const {
+    if (p_.sum_ctas == 1) {
+      constexpr int kThreads = decode_lanes(1) * kWarpgroup;
+      adds ? named_barrier(kSumBarrier, kThreads) : named_barrier_arrive(kSumBarrier, kThreads);
+      return adds;
+    }
+    if (!adds) return false;
+    auto* barrier = reinterpret_cast<uint64_t*>(memory_.sums);
+    if (thread_ == 0) barrier_expect(barrier, static_cast<uint32_t>(decode_sum_bytes(a_.top_k)));
+    barrier_wait(barrier, 0);
+    return true;
   }
 
   // ---- strips that any lanes cut

@@ -137,6 +137,9 @@ struct DecodeExperts::Batch {
   /// No choice: every token takes expert 0.
   bool single_expert() const { return args.topk_ids.empty(); }
   int64_t top_k() const { return top_k_of(args.topk_ids); }
+  /// Its tokens have as many experts as choices.
+  bool routes() const { return args.route != nullptr && !args.route->spec.hash; }
+  bool single_token() const { return routes() && num_tokens() == 1 && args.num_tokens.empty(); }
   TokenCount tokens() const {
     return {
         .limit = num_tokens(), .on_device = args.num_tokens.as<const int32_t>(), .skipped = begin};
@@ -245,14 +248,14 @@ DecodeArgs DecodeExperts::sort_batch(const Batch& batch) const {
   if (batch.single_expert()) {
     decode_single_expert(job, round, batch.stream);
   } else if (batch.args.route != nullptr) {
-    route_sort(route_job(*batch.args.route), job, round, batch.stream);
+    route_sort(route_job(*batch.args.route), job, round, batch.stream, batch.single_token());
   } else {
     route_and_sort(nullptr, job, p.sort_scratch.in(batch.workspace), device_, batch.stream);
     lists_ready = round.from != nullptr;
     if (lists_ready) decode_quantize(round, batch.stream);
   }
   // Experts that the caller or a table chose may come twice for one token.
-  const bool distinct = batch.args.route != nullptr && !batch.args.route->spec.hash;
+  const bool distinct = batch.routes();
   const auto num_tokens = static_cast<int32_t>(batch.num_tokens());
   return {.sorted_ids = job.sorted_ids,
           .sorted_expert_ids = job.sorted_expert_ids,
@@ -261,6 +264,7 @@ DecodeArgs DecodeExperts::sort_batch(const Batch& batch) const {
           .top_k = job.top_k,
           .num_tokens = num_tokens,
           .expert_rows = distinct ? num_tokens : num_tokens * job.top_k,
+          .single_token = batch.single_token(),
           .lists_ready = lists_ready,
           .partials = p.partials.in<uint32_t>(batch.workspace),
           .counters = p.counters.in<uint32_t>(batch.workspace)};
@@ -460,6 +464,13 @@ void DecodeExperts::run(const RunExpertsArgs& args, Workspace workspace, Stream 
   }
 }
 
+bool DecodeExperts::sums_rows(const Batch& batch) const {
+  if (!batch.single_token()) return false;
+  const int32_t rows = down_.packed->rows().num_rows;
+  const int32_t ctas = decode_sum_ctas(rows, num_ctas_) * ceil_div(rows, kDecodeRows);
+  return ctas * 3 >= num_ctas_ * 2;
+}
+
 void DecodeExperts::run_batch(const Batch& batch) const {
   const RunExpertsArgs& args = batch.args;
   const Workspace workspace = batch.workspace;
@@ -486,6 +497,13 @@ void DecodeExperts::run_batch(const Batch& batch) const {
   second.output_columns = static_cast<int32_t>(spec_.expert_width());
   second.counters = lists.counters + batch.places.num_warpgroups;
 
+  const bool sums = !direct && sums_rows(batch);
+  if (sums) {
+    second.sum = {.output = args.output.data,
+                  .output_type = args.output.type,
+                  .addend = args.addend.as<const float>()};
+  }
+
   set_tokens(batch, first);
   set_hidden(batch, first, second);
   multiply(gate_up_, first, stream);
@@ -498,7 +516,7 @@ void DecodeExperts::run_batch(const Batch& batch) const {
                    true, lists);
   }
   multiply(down_, second, stream);
-  if (direct) return;
+  if (direct || sums) return;
   combine({.expert_output = second.output,
            .last_reader = true,
            .topk_ids = args.topk_ids.as<const int32_t>(),

@@ -71,14 +71,16 @@ __device__ void init_barriers(const DecodeParams<Operand>& p, char* memory) {
   }
   // Of strips that a cluster cuts: who finishes one announces the bytes.
   const int32_t strip_bytes = p.num_chunks * decode_shared_sum_bytes(p.shared.sum_pairs);
+  if (p.sum_ctas > 0 && thread == 0) {
+    barrier_init(reinterpret_cast<uint64_t*>(memory + p.shared.sums), 1);
+  }
   if (thread * p.num_chunks < p.shared.num_sums) {
     barrier_init(reinterpret_cast<uint64_t*>(memory + p.shared.sums + thread * strip_bytes), 1);
   }
   fence_barrier_init();
 }
 
-/// kShort: is_short().
-template <class Operand, int kN, bool kShort>
+template <class Operand, int kN, DecodeForm kForm>
 __global__ void __launch_bounds__(DecodeThreads<kN>::kAll, 1)
     decode_kernel(const __grid_constant__ DecodeParams<Operand> p) {
   extern __shared__ __align__(1024) char shared_memory[];
@@ -87,7 +89,8 @@ __global__ void __launch_bounds__(DecodeThreads<kN>::kAll, 1)
   constexpr int kLanes = Threads::kLanes, kTeam = Threads::kTeam;
   constexpr int kConsumerWarps = Threads::kConsumers / 32;
   init_barriers<kLanes, kTeam>(p, shared_memory);
-  const bool clusters = kN <= 8 && p.shared.num_sums > 0;
+  const bool clusters =
+      kForm == DecodeForm::kSum ? p.sum_ctas > 1 : kN <= 8 && p.shared.num_sums > 0;
   if (clusters) {
     cluster_arrive();
     cluster_wait();
@@ -102,19 +105,27 @@ __global__ void __launch_bounds__(DecodeThreads<kN>::kAll, 1)
     give_registers<Threads::kProducerRegisters>();
     if (lane >= kLanes) return;
     if (warp % 2 != 0) {
-      bring_tokens<Operand, kN>(p, memory, lane);
+      bring_tokens<kForm, Operand, kN>(p, memory, lane);
     } else {
-      bring_weights(p, memory, lane);
+      bring_weights<kForm>(p, memory, lane);
     }
   } else {
     take_registers<Threads::kConsumerRegisters>();
-    if (!p.args.lists_ready) wait_for_previous_kernel();
+    if constexpr (kForm == DecodeForm::kSum) {
+      Consumer<Operand> consumer(p, memory, walk_of<kForm>(p, memory, lane), member);
+      wait_for_previous_kernel();
+      let_next_kernel_start();
+      return consumer.template run_sum<kN>(lane);
+    }
+    if (!divides_early(p.args)) wait_for_previous_kernel();
     wait_for_division(p, lane);
-    Consumer<Operand> consumer(p, memory, member);
+    if (!p.args.lists_ready) wait_for_previous_kernel();
+    Consumer<Operand> consumer(p, memory, walk_of<kForm>(p, memory, lane), member);
+    consumer.begin();
     if (p.args.lists_ready) wait_for_previous_kernel();
     // Not before: the next kernel may rely on everything that this one waited for.
     let_next_kernel_start();
-    if constexpr (kShort) {
+    if constexpr (kForm == DecodeForm::kShort) {
       consumer.template run_short<kN>();
     } else {
       consumer.template run<kN>();
@@ -160,6 +171,30 @@ DecodeShared share_sums(const DecodeShared& plain, const DecodeArgs& args, int32
   return shared;
 }
 
+/// The rows of a single token, summed.
+template <class Operand>
+void launch_decode_sum(DecodeParams<Operand> params, int num_ctas, Stream stream) {
+  constexpr int32_t kUnit = 8, kAlignment = 16;
+  const DecodeArgs& args = params.args;
+  if (!args.single_token || !args.lists_ready || args.unit_size != kUnit || !is_plain(args)) {
+    throw Error(ErrorCode::kInternal, "no decode kernel sums these rows");
+  }
+  const int32_t bytes = kDecodeSumBarrierBytes + decode_sum_bytes(args.top_k);
+  params.shared = decode_shared(decode_lanes(kUnit), decode_team(kUnit), Operand::kStepBytes,
+                                Operand::kTokenBlocks, scales_per_step<Operand>(kUnit), kUnit,
+                                kSharedBytes - kAlignment - bytes);
+  params.shared.sums = align_up(params.shared.bytes, kAlignment);
+  params.shared.bytes = params.shared.sums + bytes;
+  params.sum_ctas = decode_sum_ctas(args.num_rows, num_ctas);
+  launch(decode_kernel<Operand, kUnit, DecodeForm::kSum>,
+         {.grid = static_cast<unsigned>(params.num_strips * params.sum_ctas),
+          .block = DecodeThreads<kUnit>::kAll,
+          .shared_bytes = params.shared.bytes,
+          .overlap_previous = true,
+          .cluster = static_cast<unsigned>(params.sum_ctas)},
+         static_cast<cudaStream_t>(stream.handle), params);
+}
+
 /// For blocks of kN rows.
 template <class Operand, int kN>
 void launch_decode_tile(const typename Operand::Args& weights, const DecodeArgs& args, int num_ctas,
@@ -175,8 +210,10 @@ void launch_decode_tile(const typename Operand::Args& weights, const DecodeArgs&
       .lanes = kLanes,
       .row_blocks = row_blocks,
       .num_strips = ceil_div(row_blocks, kTeam),
-      .num_chunks = args.steps.num_chunks()};
+      .num_chunks = args.steps.num_chunks(),
+      .sum_ctas = 0};
   if constexpr (kN <= 8) {
+    if (args.sum.output != nullptr) return launch_decode_sum(params, num_ctas, stream);
     params.shared = share_sums<Operand, kN>(params.shared, args, params.num_strips, num_ctas);
   }
   const auto start = [&](auto kernel) {
@@ -190,9 +227,10 @@ void launch_decode_tile(const typename Operand::Args& weights, const DecodeArgs&
   };
   constexpr int kMostShort = 16;  // rows whose outputs fit into registers
   if constexpr (kN <= kMostShort) {
-    if (is_short<Operand>(weights, args)) return start(decode_kernel<Operand, kN, true>);
+    if (is_short<Operand>(weights, args))
+      return start(decode_kernel<Operand, kN, DecodeForm::kShort>);
   }
-  start(decode_kernel<Operand, kN, false>);
+  start(decode_kernel<Operand, kN, DecodeForm::kGeneral>);
 }
 
 template <class Operand>

@@ -35,6 +35,14 @@ struct DecodeParams {
   int32_t lanes;                   ///< of a CTA
   int32_t row_blocks;              ///< of 64 rows, of an expert's matrix
   int32_t num_strips, num_chunks;  ///< as DecodeSchedule has them
+  int32_t sum_ctas;                ///< decode_sum_ctas() where rows are summed
+};
+
+/// What a kernel is compiled for.
+enum class DecodeForm {
+  kGeneral,
+  kShort,  ///< is_short()
+  kSum,    ///< args.sum: is_plain() results of a single token, summed
 };
 
 inline constexpr int kWarpgroup = 128;
@@ -83,22 +91,32 @@ struct LaneMemory {
 };
 
 /// Once divide() is done.
-template <class Operand>
-__device__ DecodeWalk walk_of(const DecodeParams<Operand>& p, const LaneMemory& memory) {
+template <DecodeForm kForm, class Operand>
+__device__ DecodeWalk walk_of(const DecodeParams<Operand>& p, const LaneMemory& memory, int lane) {
+  if constexpr (kForm == DecodeForm::kSum) {
+    return {decode_sum_start(static_cast<int32_t>(blockIdx.x), lane, p.sum_ctas, p.args.top_k,
+                             p.num_chunks),
+            p.args.steps, p.num_chunks, p.shared.slots};
+  }
   return {memory.division->start, p.args.steps, p.num_strips, p.num_chunks, p.shared.slots};
 }
-/// Reads how long the lists are and divides them: by the weights' producer alone, because it is
+/// Whether the work can be divided before the lists are there.
+__device__ inline bool divides_early(const DecodeArgs& a) {
+  return a.lists_ready || a.single_token;
+}
+/// Asks how long the lists are and divides them: by the weights' producer alone, because it is
 /// long code, and cold (in all threads R1 TP8, T = 1: 28.9 us instead of 25.4).
 template <class Operand>
 __device__ void divide(const DecodeParams<Operand>& p, const LaneMemory& memory, int lane) {
   const int32_t unit_bits = __ffs(p.args.unit_size) - 1;
-  const DecodeSchedule schedule{p.args.num_valid_ids[0] >> unit_bits,
-                                p.num_strips,
-                                p.num_chunks,
-                                static_cast<int32_t>(gridDim.x) * p.lanes,
-                                static_cast<int32_t>(gridDim.x),
-                                p.shared.team,
-                                p.shared.num_sums};
+  const DecodeSchedule schedule{
+      p.args.single_token ? p.args.top_k : p.args.num_valid_ids[0] >> unit_bits,
+      p.num_strips,
+      p.num_chunks,
+      static_cast<int32_t>(gridDim.x) * p.lanes,
+      static_cast<int32_t>(gridDim.x),
+      p.shared.team,
+      p.shared.num_sums};
   const DecodeStart start =
       schedule.start(schedule.lane_at(static_cast<int32_t>(blockIdx.x), lane));
   if (threadIdx.x % 32 == 0) *memory.division = {schedule, start};
@@ -110,6 +128,8 @@ __device__ int division_threads(const DecodeParams<Operand>& p) {
   return p.shared.team * kWarpgroup + 2 * 32;
 }
 inline constexpr int kDivisionBarrier = 12;  // others have the ones before
+/// At which the lanes of a CTA meet where nothing is divided.
+inline constexpr int kSumBarrier = kDivisionBarrier;
 template <class Operand>
 __device__ void wait_for_division(const DecodeParams<Operand>& p, int lane) {
   named_barrier(kDivisionBarrier + lane, division_threads(p));

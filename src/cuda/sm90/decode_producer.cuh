@@ -50,7 +50,12 @@ class TokenLoader {
 #pragma unroll
     for (int i = 0; i < kRows; ++i) {
       const int row = lane_ + 32 * i;
-      rows_[i] = row < a_.unit_size ? token_row(a_, a_.sorted_ids[block * a_.unit_size + row]) : -1;
+      rows_[i] = -1;
+      if (a_.single_token) {
+        if (row == 0) rows_[i] = a_.tokens_per_pair ? block : 0;
+      } else if (row < a_.unit_size) {
+        rows_[i] = token_row(a_, a_.sorted_ids[block * a_.unit_size + row]);
+      }
       num_rows_ += __popc(__ballot_sync(~0u, rows_[i] >= 0));
     }
     // A row is brought by eight threads, four rows at a time; the last four may be fewer.
@@ -213,14 +218,17 @@ class RowFactorLoader {
 };
 
 /// One warp, of which a thread brings all weights of the lane.
-template <class Operand>
+template <DecodeForm kForm, class Operand>
 __device__ void bring_weights(const DecodeParams<Operand>& p, const LaneMemory& memory, int lane) {
   const DecodeArgs& a = p.args;
   if constexpr (requires { Operand::prefetch(p.weights); }) Operand::prefetch(p.weights);
+  if constexpr (kForm != DecodeForm::kSum) {
+    if (!divides_early(a)) wait_for_previous_kernel();
+    divide(p, memory, lane);
+    named_barrier_arrive(kDivisionBarrier + lane, division_threads(p));
+  }
   if (!a.lists_ready) wait_for_previous_kernel();
-  divide(p, memory, lane);
-  named_barrier_arrive(kDivisionBarrier + lane, division_threads(p));
-  DecodeWalk walk = walk_of(p, memory);
+  DecodeWalk walk = walk_of<kForm>(p, memory, lane);
   int32_t block = walk.block, strip = -1, factors_at = 0, row_blocks = 0;
   int32_t expert = walk.done() ? 0 : a.sorted_expert_ids[block];
   if (!a.lists_ready) producers_meet(lane);
@@ -255,13 +263,16 @@ __device__ void bring_weights(const DecodeParams<Operand>& p, const LaneMemory& 
 }
 
 /// One warp: all tokens of the lane.
-template <class Operand, int kN>
+template <DecodeForm kForm, class Operand, int kN>
 __device__ void bring_tokens(const DecodeParams<Operand>& p, const LaneMemory& memory, int lane) {
   const bool lists_ready = p.args.lists_ready;
+  if constexpr (kForm != DecodeForm::kSum) {
+    if (!divides_early(p.args)) wait_for_previous_kernel();
+    wait_for_division(p, lane);
+  }
   if (!lists_ready) wait_for_previous_kernel();
-  wait_for_division(p, lane);
   TokenLoader<Operand, kN> tokens(p.args, p.shared, memory);
-  DecodeWalk walk = walk_of(p, memory);
+  DecodeWalk walk = walk_of<kForm>(p, memory, lane);
   if (!walk.done()) tokens.enter_block(walk.block);
   if (lists_ready) wait_for_previous_kernel();
   if (!walk.done()) {

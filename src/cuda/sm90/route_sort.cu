@@ -1,5 +1,6 @@
 // A warp routes a token and tells every block of the cluster which experts it chose; then every
-// block ranks the whole batch by itself and writes the rows of its own tokens.
+// block ranks the whole batch by itself and writes the rows of its own tokens. A single token needs
+// no more than its warp.
 
 #include <bit>
 
@@ -23,6 +24,7 @@ struct Params {
   SortParams sort;
   RoundJob round;
   uint32_t num_blocks;  // that route: the first cluster; the others round
+  bool by_choice;
 };
 
 struct Shared {
@@ -120,6 +122,71 @@ __global__ void __launch_bounds__(kFewThreads)
   zero(p.job, at, step);
 }
 
+/// What the lists of a single token hold whatever it chooses, by thread `at` of `step`: a block for
+/// each choice, of which the first row is the choice's.
+__device__ void write_single_lists(const SortParams& p, int32_t at, int32_t step) {
+  const SortJob& job = p.job;
+  const int32_t padding = pack_pair(job.tokens.limit, job.top_k);
+  const int32_t num_rows = job.top_k * job.unit_size;
+#pragma unroll 1
+  for (int32_t row = at; row < job.capacity; row += step) {
+    const bool first = quotient(row, p.unit_inverse) * job.unit_size == row;
+    if (row >= num_rows || !first) write_row(job, row, padding, 0);
+  }
+#pragma unroll 1
+  for (int32_t block = job.top_k + at; block < job.num_blocks; block += step) {
+    job.sorted_expert_ids[block] = -1;
+  }
+  if (at > 0) return;
+  job.num_valid_ids[0] = num_rows;
+  if (job.num_valid > 1) job.num_valid_ids[1] = 1;
+}
+
+/// A single token, all of whose choices are experts: one warp routes it and ranks the choices among
+/// its lanes, while the others write the rest of the lists.
+template <int kSlots, RouteKind kKind>
+__global__ void __launch_bounds__(kFewThreads)
+    route_sort_single_kernel(const __grid_constant__ Params params) {
+  __shared__ RouteScratch s;
+  const SortJob& job = params.sort.job;
+  if (thread() >= kLanes || blockIdx.x > 0) {
+    wait_for_previous_kernel();
+    let_next_kernel_start();
+    if (blockIdx.x > 0) {
+      return round_rows(params.round, static_cast<int32_t>(blockIdx.x) - 1, s.keys);
+    }
+    constexpr int kOthers = kFewThreads - kLanes;
+    write_single_lists(params.sort, thread() - kLanes, kOthers);
+    return zero(job, thread() - kLanes, kOthers);
+  }
+  TokenRouter<kSlots, kKind> router(params.route, s);
+  router.load_biases();
+  wait_for_previous_kernel();
+  let_next_kernel_start();
+  int32_t id = INT32_MAX;
+  float weight = 0.0f;
+  router.route(0, true, [&](int, int32_t its_id, float its_weight) {
+    id = its_id;
+    weight = its_weight;
+  });
+  const int slot = lane();
+  int32_t rank = slot;
+  if (!params.by_choice) {
+    __syncwarp();
+    rank = 0;
+#pragma unroll 1
+    for (int other = 0; other < job.top_k; ++other) {
+      rank += __shfl_sync(kAllLanes, id, other) < id ? 1 : 0;
+    }
+  }
+  if (slot >= job.top_k) return;
+  const int32_t row = rank * job.unit_size;
+  job.sorted_expert_ids[rank] = id;
+  write_row(job, row, pack_pair(0, slot), __float_as_int(weight));
+  write_pair(job, slot, row, id);
+  write_choice(params.route.job, 0, slot, id, weight);
+}
+
 using Kernel = void (*)(Params);
 struct Kernels {
   template <int kSlots, RouteKind kKind>
@@ -127,6 +194,21 @@ struct Kernels {
     return route_sort_kernel<kSlots, kKind>;
   }
 };
+struct SingleKernels {
+  template <int kSlots, RouteKind kKind>
+  static Kernel get() {
+    return route_sort_single_kernel<kSlots, kKind>;
+  }
+};
+template <class TheseKernels>
+Kernel kernel_for(int slots, RouteKind kind) {
+  switch (slots) {
+    case 4: return route_kernel_of<TheseKernels, 4>(kind);
+    case 8: return route_kernel_of<TheseKernels, 8>(kind);
+    case 16: return route_kernel_of<TheseKernels, 16>(kind);
+    default: return route_kernel_of<TheseKernels, 32>(kind);
+  }
+}
 
 }  // namespace
 
@@ -135,20 +217,19 @@ bool can_route_sort(int64_t num_routed, int64_t num_experts) {
          num_experts <= few_groups(route_slots(static_cast<int32_t>(num_routed))) * kFewThreads;
 }
 
-void route_sort(const RouteJob& route, const SortJob& sort, const RoundJob& round, Stream stream) {
+void route_sort(const RouteJob& route, const SortJob& sort, const RoundJob& round, Stream stream,
+                bool by_choice) {
   const int64_t num_tokens = sort.tokens.limit;
   const SortPlan plan = plan_sort(num_tokens, sort.top_k, sort.num_experts, sort.unit_size);
-  Params params{
-      .route = route_params(route), .sort = sort_params(sort, plan, nullptr), .round = round};
-  const RouteKind kind = params.route.kind;
-  const auto kernel = [&]() -> Kernel {
-    switch (route_slots(route.num_experts)) {
-      case 4: return route_kernel_of<Kernels, 4>(kind);
-      case 8: return route_kernel_of<Kernels, 8>(kind);
-      case 16: return route_kernel_of<Kernels, 16>(kind);
-      default: return route_kernel_of<Kernels, 32>(kind);
-    }
-  }();
+  Params params{.route = route_params(route),
+                .sort = sort_params(sort, plan, nullptr),
+                .round = round,
+                .by_choice = by_choice};
+  const bool single =
+      num_tokens == 1 && sort.tokens.on_device == nullptr && sort.expert_mask == nullptr;
+  const int slots = route_slots(route.num_experts);
+  const Kernel kernel = single ? kernel_for<SingleKernels>(slots, params.route.kind)
+                               : kernel_for<Kernels>(slots, params.route.kind);
   // A token per warp; warps without one help to write the lists.
   const auto blocks = static_cast<unsigned>(ceil_div<int64_t>(num_tokens, kTokensPerBlock));
   const unsigned cluster = std::bit_ceil(blocks);
