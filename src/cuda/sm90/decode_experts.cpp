@@ -464,8 +464,7 @@ void DecodeExperts::run(const RunExpertsArgs& args, Workspace workspace, Stream 
   }
 }
 
-bool DecodeExperts::sums_rows(const Batch& batch) const {
-  if (!batch.single_token()) return false;
+bool DecodeExperts::sums_one_token() const {
   const int32_t rows = down_.packed->rows().num_rows;
   const int32_t ctas = decode_sum_ctas(rows, num_ctas_) * ceil_div(rows, kDecodeRows);
   return ctas * 3 >= num_ctas_ * 2;
@@ -497,7 +496,7 @@ void DecodeExperts::run_batch(const Batch& batch) const {
   second.output_columns = static_cast<int32_t>(spec_.expert_width());
   second.counters = lists.counters + batch.places.num_warpgroups;
 
-  const bool sums = !direct && sums_rows(batch);
+  const bool sums = !direct && batch.single_token() && sums_one_token();
   if (sums) {
     second.sum = {.output = args.output.data,
                   .output_type = args.output.type,
@@ -652,7 +651,11 @@ void DecodeExperts::plan(int64_t num_tokens, int64_t top_k, const MachineLimits&
   add("down", kernel, why,
       touched * static_cast<double>(down_.packed->bytes()) + pairs * (inner + width) * 4,
       2 * pairs * width * inner);
-  add("combine", "combine", "f32 sum in slot order", pairs * width * 4, 2 * pairs * width);
+  const bool down_sums = num_tokens == 1 && sums_one_token();
+  add("combine", "combine",
+      down_sums ? "f32 sum in slot order; part of down where the layer routes"
+                : "f32 sum in slot order",
+      pairs * width * 4, 2 * pairs * width);
 }
 
 }  // namespace switchyard::cuda::sm90

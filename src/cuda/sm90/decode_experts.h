@@ -70,8 +70,8 @@ class DecodeExperts {
   int32_t scale_groups(int64_t cols) const;
   /// Whether down rounds its input as it loads it; else a launch of its own does before.
   bool rounds_while_read(const Batch& batch) const;
-  /// Whether down adds up its rows: those of a single token, where that takes most of the GPU.
-  bool sums_rows(const Batch& batch) const;
+  /// Whether down adds up the rows of a single routed token: where that takes most of the GPU.
+  bool sums_one_token() const;
   /// One activation scale for a whole tensor.
   bool one_scale() const { return activations_ == ActivationFormat::kFp8PerTensor; }
   /// Whether codes become other numbers once they are rounded: MX rows become bf16 where the
