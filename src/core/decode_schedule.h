@@ -23,10 +23,13 @@ inline constexpr int32_t kDecodeRows = 64;
 /// Rows of the sort's blocks that the kernels have tiles for.
 inline constexpr int32_t kDecodeMaxUnit = 64;
 
-/// What a cut costs at its end, in units of a CTA: 3 us of storing, counting and adding, more with
-/// taller tiles, whose units are larger.
-SWITCHYARD_HOST_DEVICE constexpr int32_t decode_cut_units(int32_t team) {
-  return team == 1 ? 4 : 2;
+/// How many units more than its share a CTA may have so that no strip is cut. A cut's end takes 3
+/// us of storing, counting and adding, more with taller tiles, whose units are larger; and stores
+/// cost the stream of weights several times their bytes (R1 TP8 FP8 without cuts, us: T = 8 90 to
+/// 87, T = 16 146 to 141, where one CTA in two has a sixth more, T = 64 306 to 296).
+SWITCHYARD_HOST_DEVICE constexpr int32_t decode_cut_units(int32_t team, int32_t share) {
+  constexpr int32_t kLeast = 4, kPart = 6, kOfTeams = 2;
+  return team == 1 ? (share / kPart > kLeast ? share / kPart : kLeast) : kOfTeams;
 }
 
 /// Warpgroups of a lane. They share the tokens of each step, which would else be as many bytes as
@@ -100,7 +103,8 @@ struct DecodeSchedule {
         num_ctas(ctas) {
     if (num_units() == 0) return;
     const int32_t whole = ceil_div(num_blocks * num_strips, num_ctas) * num_chunks;
-    if (whole <= num_units() / num_ctas + decode_cut_units(team)) grain = num_chunks;
+    const int32_t even = num_units() / num_ctas;
+    if (whole <= even + decode_cut_units(team, even)) grain = num_chunks;
     if (shared_sums > 0 && num_chunks > 1) {
       const int32_t clusters = num_ctas / kDecodeClusterCtas;
       const int32_t lanes_each = num_lanes / clusters;

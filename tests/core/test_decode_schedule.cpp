@@ -142,6 +142,12 @@ TEST(DecodeSchedule, WholeRowBlocksWhereACutsEndCostsMore) {
   // DeepSeek-R1 EP8, 64 tokens in blocks of 32: 16 strips of 4 row blocks.
   EXPECT_EQ((DecodeSchedule{32, 16, 14, 132, 132, 4}.grain), 14);
   EXPECT_EQ((DecodeSchedule{29, 16, 14, 132, 132, 4}.grain), 1);
+  // DeepSeek-R1 TP8, 8, 16 and 64 tokens: 56 units where 50 are even, 98 for 84, 196 for 188.
+  EXPECT_EQ((DecodeSchedule{59, 8, 14, 528, 132}.grain), 14);
+  EXPECT_EQ((DecodeSchedule{100, 8, 14, 528, 132}.grain), 14);
+  EXPECT_EQ((DecodeSchedule{222, 8, 14, 528, 132}.grain), 14);
+  // Three tokens: 28 for 20.
+  EXPECT_EQ((DecodeSchedule{24, 8, 14, 528, 132}.grain), 1);
   // Every CTA has a row block before one has two.
   const DecodeSchedule s{4, 45, 6, 528, 132};
   int32_t most = 0;
