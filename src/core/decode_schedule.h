@@ -204,17 +204,21 @@ SWITCHYARD_HOST_DEVICE constexpr int32_t decode_sum_ctas(int32_t num_rows, int32
   const int32_t strips = ceil_div(num_rows, kDecodeRows);
   return strips * 2 <= num_ctas ? 2 : strips <= num_ctas ? 1 : 0;
 }
-/// The units of a lane of theirs: whole strips of choices, which are blocks.
+/// The strip of a CTA.
+SWITCHYARD_HOST_DEVICE constexpr int32_t decode_sum_strip(int32_t cta, int32_t sum_ctas) {
+  return sum_ctas == 1 ? cta : cta / 2;
+}
+/// The units of a lane: that strip, as if it were the only one, of some choices, which are blocks.
 SWITCHYARD_HOST_DEVICE constexpr DecodeStart decode_sum_start(int32_t cta, int32_t lane,
                                                               int32_t sum_ctas, int32_t choices,
                                                               int32_t num_chunks) {
   const auto lanes = static_cast<uint32_t>(sum_ctas * decode_lanes(1));
-  const int32_t strip = sum_ctas == 1 ? cta : cta / 2;
-  const auto at = static_cast<uint32_t>((cta - strip * sum_ctas) * decode_lanes(1) + lane);
+  const int32_t rank = cta - decode_sum_strip(cta, sum_ctas) * sum_ctas;
+  const auto at = static_cast<uint32_t>(rank * decode_lanes(1) + lane);
   const auto all = static_cast<uint32_t>(choices);
   const auto first = static_cast<int32_t>(at * all / lanes);
   const auto end = static_cast<int32_t>((at + 1) * all / lanes);
-  return {.left = (end - first) * num_chunks, .block = first, .strip = strip};
+  return {.left = (end - first) * num_chunks, .block = first};
 }
 /// Bytes of the results of all choices for one strip, and of the barrier before them.
 inline constexpr int32_t kDecodeSumBarrierBytes = 16;
@@ -270,8 +274,7 @@ struct DecodeSteps {
 /// One lane's walk over the stages of its ring, as producer and consumer both take it.
 struct DecodeWalk {
   DecodeSteps steps{};
-  int32_t first_strip = 0, num_strips = 0;  ///< of each block
-  int32_t num_chunks = 0;
+  int32_t num_strips = 0, num_chunks = 0;
   int32_t left = 0;  ///< units
   int32_t block = 0, strip = 0, chunk = 0, step = 0;
   int32_t slot = 0, num_slots = 1;
@@ -287,12 +290,6 @@ struct DecodeWalk {
         strip(start.strip),
         chunk(start.chunk),
         num_slots(slots) {}
-  /// The same strip of one block after the other.
-  SWITCHYARD_HOST_DEVICE constexpr DecodeWalk(const DecodeStart& start, const DecodeSteps& k,
-                                              int32_t chunks, int32_t slots)
-      : DecodeWalk(start, k, start.strip + 1, chunks, slots) {
-    first_strip = start.strip;
-  }
   /// What the lane computes of the current strip, from the current chunk on. No division: the
   /// kernels ask once per strip.
   SWITCHYARD_HOST_DEVICE constexpr DecodeRun run() const {
@@ -324,7 +321,7 @@ struct DecodeWalk {
     if (chunk < num_chunks) return;
     chunk = 0;
     if (++strip < num_strips) return;
-    strip = first_strip;
+    strip = 0;
     ++block;
   }
 };

@@ -65,7 +65,6 @@ struct DecodeArgs {
   void* output = nullptr;  ///< [pairs][output_columns]
   DataType output_type = DataType::kF32;
   int32_t output_columns = 0;
-  RowSum sum{};  ///< in the place of the output
 
   // The output (f32 then) as the next GEMM's tokens, which rounds them while it reads.
   RowMaxima maxima{};
@@ -74,6 +73,7 @@ struct DecodeArgs {
   DecodeSteps steps{};
   uint32_t* partials = nullptr;  ///< decode_partial_bytes
   uint32_t* counters = nullptr;  ///< one per warpgroup; 0 before, 0 after
+  RowSum sum{};                  ///< in the place of the output
 };
 
 }  // namespace switchyard::cuda::sm90

@@ -96,10 +96,10 @@ class Consumer {
   /// A single token's blocks, whose results are summed in order: DecodeForm::kSum. Nothing about
   /// its rows has to be read but their factors.
   template <int kN>
-  __device__ void run_sum(int lane) {
+  __device__ void run_sum(int lane, int32_t strip) {
     auto* sums = reinterpret_cast<float*>(memory_.sums + kDecodeSumBarrierBytes);
     const bool adds = lane == 0 && blockIdx.x % static_cast<uint32_t>(p_.sum_ctas) == 0;
-    const int32_t column = walk_.strip * kDecodeRows + static_cast<int32_t>(thread_);
+    const int32_t column = strip * kDecodeRows + static_cast<int32_t>(thread_);
     const bool has_column = adds && thread_ < kDecodeRows && column < a_.output_columns;
     float result = 0.0f;
     if (has_column && a_.sum.addend != nullptr) result = a_.sum.addend[column];

@@ -61,7 +61,7 @@ struct DecodeThreads {
       std::min((kAll * kAtStart - kProducers * kProducerRegisters) / kConsumers / 8 * 8, 232);
 };
 
-template <int kLanes, int kTeam, class Operand>
+template <DecodeForm kForm, int kLanes, int kTeam, class Operand>
 __device__ void init_barriers(const DecodeParams<Operand>& p, char* memory) {
   const auto thread = static_cast<int>(threadIdx.x);
   auto* barriers = reinterpret_cast<uint64_t*>(memory + p.shared.barriers);
@@ -71,8 +71,10 @@ __device__ void init_barriers(const DecodeParams<Operand>& p, char* memory) {
   }
   // Of strips that a cluster cuts: who finishes one announces the bytes.
   const int32_t strip_bytes = p.num_chunks * decode_shared_sum_bytes(p.shared.sum_pairs);
-  if (p.sum_ctas > 0 && thread == 0) {
-    barrier_init(reinterpret_cast<uint64_t*>(memory + p.shared.sums), 1);
+  if constexpr (kForm == DecodeForm::kSum) {
+    // Of the choices' results: who adds them announces the bytes.
+    if (thread == 0) barrier_init(reinterpret_cast<uint64_t*>(memory + p.shared.sums), 1);
+    return fence_barrier_init();
   }
   if (thread * p.num_chunks < p.shared.num_sums) {
     barrier_init(reinterpret_cast<uint64_t*>(memory + p.shared.sums + thread * strip_bytes), 1);
@@ -88,7 +90,7 @@ __global__ void __launch_bounds__(DecodeThreads<kN>::kAll, 1)
   using Threads = DecodeThreads<kN>;
   constexpr int kLanes = Threads::kLanes, kTeam = Threads::kTeam;
   constexpr int kConsumerWarps = Threads::kConsumers / 32;
-  init_barriers<kLanes, kTeam>(p, shared_memory);
+  init_barriers<kForm, kLanes, kTeam>(p, shared_memory);
   const bool clusters =
       kForm == DecodeForm::kSum ? p.sum_ctas > 1 : kN <= 8 && p.shared.num_sums > 0;
   if (clusters) {
@@ -115,7 +117,7 @@ __global__ void __launch_bounds__(DecodeThreads<kN>::kAll, 1)
       Consumer<Operand> consumer(p, memory, walk_of<kForm>(p, memory, lane), member);
       wait_for_previous_kernel();
       let_next_kernel_start();
-      return consumer.template run_sum<kN>(lane);
+      return consumer.template run_sum<kN>(lane, first_strip<kForm>(p));
     }
     if (!divides_early(p.args)) wait_for_previous_kernel();
     wait_for_division(p, lane);

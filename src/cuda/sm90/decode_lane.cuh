@@ -96,9 +96,17 @@ __device__ DecodeWalk walk_of(const DecodeParams<Operand>& p, const LaneMemory& 
   if constexpr (kForm == DecodeForm::kSum) {
     return {decode_sum_start(static_cast<int32_t>(blockIdx.x), lane, p.sum_ctas, p.args.top_k,
                              p.num_chunks),
-            p.args.steps, p.num_chunks, p.shared.slots};
+            p.args.steps, 1, p.num_chunks, p.shared.slots};
   }
   return {memory.division->start, p.args.steps, p.num_strips, p.num_chunks, p.shared.slots};
+}
+/// The strip that the walk takes for its first.
+template <DecodeForm kForm, class Operand>
+__device__ int32_t first_strip(const DecodeParams<Operand>& p) {
+  if constexpr (kForm == DecodeForm::kSum) {
+    return decode_sum_strip(static_cast<int32_t>(blockIdx.x), p.sum_ctas);
+  }
+  return 0;
 }
 /// Whether the work can be divided before the lists are there.
 __device__ inline bool divides_early(const DecodeArgs& a) {

@@ -9,12 +9,15 @@ namespace switchyard::cuda::sm90 {
 
 /// Brings the tokens of a block, 16 bytes a thread, and their scales. Rows of padding stay as they
 /// are: a column of the product depends on no other.
-template <class Operand, int kN>
+template <DecodeForm kForm, class Operand, int kN>
 class TokenLoader {
  public:
-  __device__ TokenLoader(const DecodeArgs& args, const DecodeShared& shared,
-                         const LaneMemory& memory)
-      : a_(args), shared_(shared), memory_(memory), lane_(static_cast<int>(threadIdx.x) % 32) {}
+  __device__ TokenLoader(const DecodeParams<Operand>& p, const LaneMemory& memory)
+      : a_(p.args),
+        shared_(p.shared),
+        memory_(memory),
+        lane_(static_cast<int>(threadIdx.x) % 32),
+        first_strip_(first_strip<kForm>(p)) {}
 
   __device__ void load(const DecodeWalk& walk) {
     if (walk.block != block_) enter_block(walk.block);
@@ -50,11 +53,11 @@ class TokenLoader {
 #pragma unroll
     for (int i = 0; i < kRows; ++i) {
       const int row = lane_ + 32 * i;
-      rows_[i] = -1;
-      if (a_.single_token) {
-        if (row == 0) rows_[i] = a_.tokens_per_pair ? block : 0;
-      } else if (row < a_.unit_size) {
-        rows_[i] = token_row(a_, a_.sorted_ids[block * a_.unit_size + row]);
+      if constexpr (kForm == DecodeForm::kSum) {
+        rows_[i] = row > 0 ? -1 : a_.tokens_per_pair ? block : 0;
+      } else {
+        rows_[i] =
+            row < a_.unit_size ? token_row(a_, a_.sorted_ids[block * a_.unit_size + row]) : -1;
       }
       num_rows_ += __popc(__ballot_sync(~0u, rows_[i] >= 0));
     }
@@ -155,7 +158,8 @@ class TokenLoader {
     if (lane_ < kScales * Operand::kTokenBlocks) {
       const int32_t group = walk.k_step() * Operand::kTokenBlocks + lane_ / kScales;
       const int scale = lane_ % kScales;
-      const int32_t row = (walk.strip * kTeam + scale / 2) * kDecodeRows + scale % 2;
+      const int32_t row =
+          ((first_strip_ + walk.strip) * kTeam + scale / 2) * kDecodeRows + scale % 2;
       async_copy_4(to + static_cast<uint32_t>(lane_ / kScales * kScaleStride + kN + scale) * 4,
                    row_scales_ + static_cast<int64_t>(row) * a_.row_scale_groups + group,
                    group < a_.row_scale_groups && row < a_.num_rows);
@@ -166,6 +170,7 @@ class TokenLoader {
   const DecodeShared& shared_;
   const LaneMemory& memory_;
   const int lane_;
+  const int32_t first_strip_;
   int32_t block_ = -1;
   int32_t loads_ = 0;  ///< of the block
   int32_t rows_[kRows]{};
@@ -243,11 +248,12 @@ __device__ void bring_weights(const DecodeParams<Operand>& p, const LaneMemory& 
     uint64_t* full = memory.full + walk.slot;
     barrier_wait(memory.empty + walk.slot, walk.phase ^ 1);
     const uint32_t bytes = step_bytes<Operand>(p.weights, k_step);
-    const int32_t first = walk.strip * p.shared.team;
+    const int32_t first = (first_strip<kForm>(p) + walk.strip) * p.shared.team;
     if (walk.strip != strip) {
       strip = walk.strip;
       row_blocks = min(p.shared.team, p.row_blocks - first);
-      const RowFactorLoader<Operand> factors(a, expert, strip, p.shared.team);
+      const RowFactorLoader<Operand> factors(a, expert, first_strip<kForm>(p) + strip,
+                                             p.shared.team);
       barrier_expect(full, row_blocks * bytes + factors.bytes());
       factors.load(memory.factors + factors_at * (p.shared.factor_bytes / 4), full);
       if (++factors_at == p.shared.factor_strips) factors_at = 0;
@@ -271,7 +277,7 @@ __device__ void bring_tokens(const DecodeParams<Operand>& p, const LaneMemory& m
     wait_for_division(p, lane);
   }
   if (!lists_ready) wait_for_previous_kernel();
-  TokenLoader<Operand, kN> tokens(p.args, p.shared, memory);
+  TokenLoader<kForm, Operand, kN> tokens(p, memory);
   DecodeWalk walk = walk_of<kForm>(p, memory, lane);
   if (!walk.done()) tokens.enter_block(walk.block);
   if (lists_ready) wait_for_previous_kernel();
