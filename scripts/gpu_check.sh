@@ -70,7 +70,7 @@ part='GpuSort.DeviceSide*:GpuSort.OutputsMay*:GpuSort.FewTokens*:GpuSort.Lopside
 part+=':GpuQuantize.Gathered*:GpuActivateQuantize.*:GpuCombine.*:GpuExperts.EveryActivation*:GpuExperts.Dense'
 part+=':GpuLayer.GraphReplays*:GpuDense.*'
 matrix='Sm90Decode.OneExpertForAll:All/Sm90DecodeFormat.LopsidedRouting/*:GpuSm90Gemm.LopsidedBatches:GpuSm90Fp4Prefill.LopsidedBatches'
-matrix+=':All/GpuSm90Fp4PrefillOf.EveryOperandKind/*:GpuLinear.TokensCountedOnTheDevice:All/GpuDenseOf.AgreesWithTheReference/*'
+matrix+=':All/Sm90DecodeFormat.SingleRoutedToken*/mxfp4_1x32_by_fp8_per_token:All/GpuSm90Fp4PrefillOf.EveryOperandKind/*:GpuLinear.TokensCountedOnTheDevice:All/GpuDenseOf.AgreesWithTheReference/*'
 if [ $sanitize = 1 ]; then
   for tool in memcheck racecheck initcheck; do
     case $tool in
