@@ -137,9 +137,7 @@ TEST(GroupedGemmCost, FewRowsTakeTheLowTile) {
 }
 
 /// Every batch of results/h200/prefill.json that layers give to these kernels: the tiles chosen for
-/// both GEMMs beside the fastest pair that was measured. A tile's time is one launch, and two
-/// records differ by up to 16 % of gate_up and 29 % of down for the same kernel (Kimi-K2, T =
-/// 4096), so one batch in a hundred may look worse.
+/// both GEMMs beside the fastest pair that was measured, 1.10 times it at worst.
 TEST(GroupedGemmCost, ChoosesWithin15PercentOfTheRecord) {
   using nlohmann::json;
   const json record =
@@ -150,7 +148,6 @@ TEST(GroupedGemmCost, ChoosesWithin15PercentOfTheRecord) {
   }
   ASSERT_GT(batches.size(), 100u);
   double sum = 0;
-  size_t worse = 0;
   for (const auto& [key, rows] : batches) {
     const auto& [model, operands, tokens] = key;
     const LayerSpec& spec = model_shape(model).spec;
@@ -180,11 +177,9 @@ TEST(GroupedGemmCost, ChoosesWithin15PercentOfTheRecord) {
       }
     }
     ASSERT_GT(us, 0);
-    EXPECT_LE(us / least, 1.25) << model << " " << operands << " T " << tokens;
-    if (us / least > 1.15) ++worse;
+    EXPECT_LE(us / least, 1.15) << model << " " << operands << " T " << tokens;
     sum += us / least;
   }
-  EXPECT_LE(worse, batches.size() / 100);
   EXPECT_LE(sum / static_cast<double>(batches.size()), 1.02);
 }
 
