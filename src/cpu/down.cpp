@@ -110,7 +110,7 @@ void down_by_expert(const Pass& pass, const uint8_t* rows, const DownOutput& out
   const PackedStage& stage = pass.panels->down;
   Executor& executor = *pass.panels->executor;
   const ExpertItems items(pass, stage, pass.layout->item_offsets.in<int32_t>(pass.workspace));
-  ShardedItems sharded(stage.num_shards(), executor.num_threads(), pass.runs_per_thread(),
+  ShardedItems sharded(stage.num_shards(), executor.num_threads(),
                        [&](int64_t shard) { return items.count(shard); });
   auto* shared = pass.layout->shared_products.in<float>(pass.workspace);
   const auto products = [&](int64_t panel) { return shared + panel * pass.num_rows * kPanelRows; };
@@ -134,7 +134,6 @@ void down_by_expert(const Pass& pass, const uint8_t* rows, const DownOutput& out
 void down_by_columns(const Pass& pass, const uint8_t* rows, const DownOutput& output) {
   const PackedStage& stage = pass.panels->down;
   ShardedItems sharded(stage.num_shards(), pass.panels->executor->num_threads(),
-                       pass.runs_per_thread(),
                        [&](int64_t shard) { return stage.panels_of_shard(shard); });
   const auto panel = [&](ItemClaim::Item item) {
     return item ? stage.first_panel(item.shard) + item.index : -1;

@@ -23,13 +23,6 @@ struct Pass {
   int64_t rows_of(int64_t expert) const {
     return expert_offsets[expert + 1] - expert_offsets[expert];
   }
-  /// Runs of items per thread. Items of few rows take equally long, the time to read their weights,
-  /// and every run begins a stream anew (one token, MXFP4 at 60 GB/s: 441 us, with one run 422);
-  /// otherwise the threads need more to end together.
-  int runs_per_thread() const {
-    constexpr int64_t kFewRows = 16;
-    return num_rows <= kFewRows ? 1 : 2;
-  }
   ThreadScratch scratch(int thread) const {
     return thread_scratch(*panels, *layout, workspace, thread);
   }

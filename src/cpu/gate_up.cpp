@@ -134,7 +134,7 @@ void gate_up(const Pass& pass, const GateUpInput& input, const GateUpOutput& out
   const ExpertItems items(pass, pass.panels->gate_up,
                           pass.layout->item_offsets.in<int32_t>(pass.workspace));
   ShardedItems sharded(pass.panels->gate_up.num_shards(), pass.panels->executor->num_threads(),
-                       pass.runs_per_thread(), [&](int64_t shard) { return items.count(shard); });
+                       [&](int64_t shard) { return items.count(shard); });
   run_on_all(*pass.panels->executor, [&](int thread) {
     const Worker worker(pass, input, output, pass.scratch(thread));
     ItemClaim claim(sharded, pass.panels->topology->current_node());

@@ -25,14 +25,14 @@ const NumaTopology& system_topology();
 
 /// The items of a step by shard, to be claimed by `threads` of them.
 struct ShardedItems {
-  /// count(shard) items each, claimed in at least `runs` runs per thread.
+  /// count(shard) items each.
   template <class Count>
-  ShardedItems(int shards, int threads, int runs, const Count& count)
-      : num_shards(shards), num_runs(threads * runs) {
+  ShardedItems(int shards, int threads, const Count& count)
+      : num_shards(shards), num_threads(threads) {
     for (int shard = 0; shard < shards; ++shard) counts[static_cast<size_t>(shard)] = count(shard);
   }
   int num_shards;
-  int num_runs;
+  int num_threads;
   std::array<int64_t, kMaxNodes> counts{};
   std::array<std::atomic<int64_t>, kMaxNodes> claimed{};
 };
@@ -66,13 +66,14 @@ class ItemClaim {
 
  private:
   Item claim() {
+    constexpr int kRuns = 2;  // of a thread, if all claimed at once
     for (; finished_ < items_.num_shards; ++finished_) {
       const int shard = (first_ + finished_) % items_.num_shards;
       const auto at = static_cast<size_t>(shard);
       int64_t index = items_.claimed[at].load(std::memory_order_relaxed);
       while (index < items_.counts[at]) {
         const int64_t left = items_.counts[at] - index;
-        const int64_t count = std::max<int64_t>(left / items_.num_runs, 1);
+        const int64_t count = std::max<int64_t>(left / (kRuns * items_.num_threads), 1);
         if (items_.claimed[at].compare_exchange_weak(index, index + count,
                                                      std::memory_order_relaxed)) {
           return {shard, index, count};

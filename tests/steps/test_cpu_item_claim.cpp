@@ -14,7 +14,7 @@ TEST(ItemClaim, EveryItemOnceWhateverTheThreadsTakeAtATime) {
   for (const int threads : {1, 2, 5, 64}) {
     for (const int64_t most : {1, 3, 1000}) {
       SCOPED_TRACE(testing::Message() << threads << " threads, " << most << " at a time");
-      ShardedItems items(static_cast<int>(counts.size()), threads, 2,
+      ShardedItems items(static_cast<int>(counts.size()), threads,
                          [&](int64_t shard) { return counts[static_cast<size_t>(shard)]; });
       std::vector<std::vector<int>> taken;
       for (const int64_t count : counts) taken.emplace_back(count, 0);
@@ -44,7 +44,7 @@ TEST(ItemClaim, EveryItemOnceWhateverTheThreadsTakeAtATime) {
 }
 
 TEST(ItemClaim, RunsAreLongAtFirstAndEndWithOneItem) {
-  ShardedItems items(1, 2, 2, [](int64_t) { return 200; });
+  ShardedItems items(1, 2, [](int64_t) { return 200; });
   ItemClaim claim(items, 0);
   EXPECT_EQ(claim.take(1000).count, 50);  // a quarter: two threads, two runs each
   EXPECT_EQ(claim.take(1000).count, 37);
