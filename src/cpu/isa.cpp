@@ -50,8 +50,8 @@ bool has_amx() {
 }
 
 /// Ascending. AMX runs, but its sums per 32 columns leave it no gain: on an Emerald Rapids a layer
-/// of 1024 tokens takes 141 ms with it and 101 to 119 with VNNI. The builtin asks CPUID and, for
-/// the register state, XGETBV.
+/// of 1024 tokens takes 141 to 144 ms with it and 101 to 158 with VNNI. The builtin asks CPUID and,
+/// for the register state, XGETBV.
 const std::array<Level, 6>& levels() {
   static const std::array<Level, 6> all = [] {
     __builtin_cpu_init();
